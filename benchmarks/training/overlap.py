@@ -104,7 +104,7 @@ class Timed:
 
     def _get_per_token_logps_and_entropies(self, *given: Any, **options: Any) -> Any:
         # One batch off, TRL is given those that were computed when the batch was sampled.
-        computed = isinstance(self, MarkschemeTrainer) and self._lag.learnt is not None
+        computed = isinstance(self, MarkschemeTrainer) and self.lag.learnt is not None
         if not torch.is_grad_enabled() and not computed:
             time.sleep(LOG_PROBS_S)
         return super()._get_per_token_logps_and_entropies(*given, **options)  # type: ignore[misc]

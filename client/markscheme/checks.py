@@ -70,7 +70,7 @@ class _Check(BaseModel):
     view: View | None = Field(
         default=None,
         exclude_if=lambda view: view is None,
-        description="What of a trajectory it reads: reply, assistant or full. Default: reply",
+        description="Which part of a trajectory it reads: reply, assistant or full. Default: reply",
     )
 
 

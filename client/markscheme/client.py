@@ -189,9 +189,9 @@ class Client(RubricMethods, RunMethods, ReplayMethods):
             thinking: What is judged of a rollout. `auto` drops a thought that the rollout opens
                 itself, `strip` one that the chat template opened, `keep` nothing.
             reuse_scope: See `induce`.
-            view: What of a trajectory is judged: `reply`, the assistant's last text; `assistant`,
-                all its texts; `full`, also tool calls and their results. Default: as the rubric
-                says, else as the judge is set.
+            view: Which part of a trajectory is judged: `reply`, the assistant's last text;
+                `assistant`, all its texts; `full`, also tool calls and their results. Default: as
+                the rubric says, else as the judge is set.
             clamp: `zero` raises a reward below 0 to 0; `signed` keeps it, where a rubric has
                 negative points. `GroupScore.reward_range` tells the range.
             deadline_s: Seconds for the whole call.

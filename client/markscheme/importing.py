@@ -180,7 +180,7 @@ class _ReadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sending:
+class _RowImport:
     """A row under way; of one that cannot be read, the reason."""
 
     row: RubricRow
@@ -318,7 +318,7 @@ class RubricImporter:
         Raises:
             MarkschemeError: Not because of a row: the service is away, or the key is wrong.
         """
-        under_way: deque[_Sending] = deque()
+        under_way: deque[_RowImport] = deque()
 
         async def finish() -> None:
             sending = under_way.popleft()
@@ -369,7 +369,7 @@ class RubricImporter:
                 entry.responses
             )
 
-    def _begin(self, row: RubricRow, under_way: Iterable[_Sending]) -> _Sending:
+    def _begin(self, row: RubricRow, under_way: Iterable[_RowImport]) -> _RowImport:
         """Read a row and begin to send it, after a row under way that has the same prompt."""
         content: Any = None
         try:
@@ -386,9 +386,9 @@ class RubricImporter:
                 _digest([found.metadata, *(c.metadata for c in found.criteria)]),
             )
         except RecursionError:
-            return _Sending(row, problem="nested too deeply")
+            return _RowImport(row, problem="nested too deeply")
         except ValueError as error:
-            return _Sending(row, problem=describe(error) + self._id_of(content))
+            return _RowImport(row, problem=describe(error) + self._id_of(content))
         # Versions of a prompt's rubric are numbered in the order of the rows.
         before = [
             each.task
@@ -402,9 +402,9 @@ class RubricImporter:
                 await asyncio.wait(before)
             return await self.send(content, entry.prompt)
 
-        return _Sending(row, read, asyncio.create_task(send()))
+        return _RowImport(row, read, asyncio.create_task(send()))
 
-    async def _finish(self, sending: _Sending) -> str:
+    async def _finish(self, sending: _RowImport) -> str:
         """Wait for a row and count it; return why it could not be imported, or an empty text."""
         if sending.task is None or sending.read is None:
             return sending.problem

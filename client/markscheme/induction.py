@@ -117,7 +117,7 @@ class Inductions:
         samples: Responses to sample for a row.
         judge: The judge that writes the rubrics; default: the service's.
         thinking: What is read of a student response; see `Client.score`.
-        view: What of a trajectory the rubrics are about; see `Client.induce`.
+        view: Which part of a trajectory the rubrics are about; see `Client.induce`.
         warn: Called with a message for each column that looks misspelt.
 
     Raises:

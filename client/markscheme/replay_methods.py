@@ -1,4 +1,4 @@
-"""The methods of both clients that score the stored rollouts of a run again."""
+"""Methods of both clients for replays: scoring the stored rollouts of a run again."""
 
 from typing import Unpack
 
@@ -12,14 +12,14 @@ class ReplayMethods(SyncConnection):
     """Methods of `Client` for replays."""
 
     def estimate_replay(self, run_id: str, **changes: Unpack[ReplayChanges]) -> ReplayEstimate:
-        """Return what `create_replay` with the same arguments takes at most; nothing begins."""
+        """Return an upper bound of what `create_replay` with the same arguments would cost."""
         return self._send(requests.estimate_replay(run_id, changes))
 
     def create_replay(self, run_id: str, **changes: Unpack[ReplayChanges]) -> Replay:
-        """Begin to score the stored rollouts of a run again; the run itself stays as it is.
+        """Start scoring the stored rollouts of a run again. The run itself does not change.
 
-        Give at least one of `rubric_id`, `judge`, `view` and `verify`; what is left out stays as
-        each group was scored.
+        Give at least one of `rubric_id`, `judge`, `view` and `verify`; the others stay as each
+        group was scored.
 
         Args:
             run_id: Id of the run.
@@ -42,11 +42,11 @@ class ReplayMethods(SyncConnection):
         return self._send(requests.replays(run_id, limit, after))
 
     def replay(self, replay_id: str) -> ReplayDetail:
-        """Return how far a replay is, and how its rewards differ from the run's so far."""
+        """Return a replay's progress, and how its rewards differ from the run's so far."""
         return self._send(requests.replay(replay_id))
 
     def cancel_replay(self, replay_id: str) -> Replay:
-        """Cancel a replay; what is done stays."""
+        """Cancel a replay; finished groups stay."""
         return self._send(requests.cancel_replay(replay_id))
 
 
@@ -56,11 +56,11 @@ class AsyncReplayMethods(AsyncConnection):
     async def estimate_replay(
         self, run_id: str, **changes: Unpack[ReplayChanges]
     ) -> ReplayEstimate:
-        """Return what a replay takes at most; see `Client.estimate_replay`."""
+        """Return an upper bound of a replay's cost; see `Client.estimate_replay`."""
         return await self._send(requests.estimate_replay(run_id, changes))
 
     async def create_replay(self, run_id: str, **changes: Unpack[ReplayChanges]) -> Replay:
-        """Begin to score a run's stored rollouts again; see `Client.create_replay`."""
+        """Start scoring a run's stored rollouts again; see `Client.create_replay`."""
         return await self._send(requests.create_replay(run_id, changes))
 
     async def replays(
@@ -70,9 +70,9 @@ class AsyncReplayMethods(AsyncConnection):
         return await self._send(requests.replays(run_id, limit, after))
 
     async def replay(self, replay_id: str) -> ReplayDetail:
-        """Return how far a replay is, and its comparison; see `Client.replay`."""
+        """Return a replay's progress and comparison; see `Client.replay`."""
         return await self._send(requests.replay(replay_id))
 
     async def cancel_replay(self, replay_id: str) -> Replay:
-        """Cancel a replay; what is done stays; see `Client.cancel_replay`."""
+        """Cancel a replay; finished groups stay; see `Client.cancel_replay`."""
         return await self._send(requests.cancel_replay(replay_id))

@@ -1,4 +1,4 @@
-"""The methods of both clients that make, find and change rubrics."""
+"""Methods of both clients for rubrics: create, find, change, import and export them."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -54,18 +54,18 @@ class RubricMethods(SyncConnection):
             prompt: A string or chat messages.
             student_responses: Rollouts to contrast, 1 to 256: texts, or lists of messages.
             teacher_responses: Responses to contrast them with; default: the teacher bank's.
-            reuse: `always_new` induces unless these very responses were contrasted before;
+            reuse: `always_new` induces unless the same responses were contrasted before;
                 `if_fresh` reuses a rubric while it still separates rollouts; `frozen` never
                 induces.
             tags: Tags of a new rubric.
             judge: The judge that writes it.
             teacher_model: Reuse only rubrics contrasted with responses of this model.
             rubricator: Reuse only rubrics whose rubricator's name begins with this.
-            thinking: What is read of a rollout; see `score`.
+            thinking: Whether thoughts are judged too; see `score`.
             reuse_scope: Reuse rubrics of your team (`own`), also those shared with it
                 (`shared`), or also the organisation's. Default: the team's setting; without
                 one, `own` where there are teacher responses.
-            view: What of a trajectory the criteria are about; see `score`.
+            view: Which part of a trajectory the criteria are about; see `score`.
             deadline_s: Seconds for the whole call.
         """
         call = requests.induce(
@@ -99,7 +99,7 @@ class RubricMethods(SyncConnection):
             prompt: A string or chat messages.
             criteria: Texts with points; ids are numbered if left out.
             tags: Up to 32 tags.
-            view: What of a trajectory the criteria are about; see `score`.
+            view: Which part of a trajectory the criteria are about; see `score`.
             metadata: Any JSON object; it is stored and returned, and no judge sees it.
         """
         return self._send(requests.create_rubric(prompt, criteria, tags, view, metadata))

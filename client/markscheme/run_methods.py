@@ -1,4 +1,4 @@
-"""The methods of both clients that read and describe training runs."""
+"""Methods of both clients for training runs: read them, and report your own metrics."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -22,7 +22,7 @@ class RunMethods(SyncConnection):
     """Methods of `Client` for training runs."""
 
     def runs(self, *, limit: int = 20, after: str | None = None) -> RunList:
-        """Return a page of your team's runs, the last heard of first.
+        """Return a page of your team's runs, most recently active first.
 
         Args:
             limit: Page size, 1 to 100.
@@ -31,7 +31,7 @@ class RunMethods(SyncConnection):
         return self._send(requests.runs(limit, after))
 
     def run(self, run_id: str) -> RunDetail:
-        """Return what a run is, how it does and what it cost."""
+        """Return a run: its facts, its latest figures and its cost."""
         return self._send(requests.run(run_id))
 
     def run_steps(
@@ -42,7 +42,7 @@ class RunMethods(SyncConnection):
         first_step: int | None = None,
         last_step: int | None = None,
     ) -> StepList:
-        """Return a run's rewards by at most `bins` spans of steps, numbered as they were sent."""
+        """Return a run's rewards in at most `bins` bins of steps, numbered as they were sent."""
         return self._send(
             requests.run_part(
                 run_id, "steps", StepList, bins=bins, first_step=first_step, last_step=last_step
@@ -62,10 +62,10 @@ class RunMethods(SyncConnection):
 
         Args:
             run_id: Id of the run.
-            bins: Spans of steps, at most.
+            bins: Maximum number of bins of steps.
             limit: Page size, 1 to 100.
             after: Key of the last criterion of the previous page.
-            criterion: Key of the only one to return.
+            criterion: Return only the criterion with this key.
         """
         return self._send(
             requests.run_part(
@@ -80,7 +80,7 @@ class RunMethods(SyncConnection):
         )
 
     def run_findings(self, run_id: str) -> FindingList:
-        """Return what is wrong with a run, in sentences, alarms first."""
+        """Return the findings about a run, alarms first."""
         return self._send(requests.run_part(run_id, "findings", FindingList))
 
     def run_groups(
@@ -94,14 +94,14 @@ class RunMethods(SyncConnection):
         limit: int = 50,
         after: str | None = None,
     ) -> RunGroupList:
-        """Return a page of a run's groups by what they show.
+        """Return a page of a run's groups.
 
         Args:
             run_id: Id of the run.
-            sort: What to see first.
-            first_step: The first step, as it was sent.
-            last_step: The last step.
-            criterion: Key of a criterion that their rubric has.
+            sort: Order of the groups.
+            first_step: Leave out groups of earlier steps, numbered as they were sent.
+            last_step: Leave out groups of later steps.
+            criterion: Only groups whose rubric has the criterion with this key.
             limit: Page size, 1 to 100.
             after: Id of the last group of the previous page.
         """
@@ -124,7 +124,7 @@ class RunMethods(SyncConnection):
         return self._send(requests.group(group_id))
 
     def judge_prompt(self, group_id: str, rollout: str) -> JudgePrompt:
-        """Return what the judge was shown of a rollout of a group."""
+        """Return the prompt that the judge got for a rollout of a group."""
         return self._send(requests.judge_prompt(group_id, rollout))
 
     def put_run(
@@ -136,14 +136,14 @@ class RunMethods(SyncConnection):
         steps: int | None = None,
         facts: Mapping[str, str | int | float | bool | None] | None = None,
     ) -> RunDetail:
-        """Create a run or say what it is; what is `None` stays as it is.
+        """Create or update a run; fields that are `None` stay unchanged.
 
         Args:
             run_id: Id of the run.
-            state: What it does.
+            state: Its state.
             reason: Why it stopped or failed.
-            steps: Steps that it is planned to take.
-            facts: What to show of it, such as student, preset and learning rate.
+            steps: Planned number of steps.
+            facts: Facts to show, such as student, preset and learning rate.
         """
         return self._send(
             requests.put_run(run_id, state=state, reason=reason, steps=steps, facts=facts)
@@ -156,8 +156,7 @@ class RunMethods(SyncConnection):
 
         Args:
             run_id: Id of the run.
-            records: Metrics by step, at most 1,000 steps. A step that is sent again replaces
-                itself.
+            records: Metrics by step, at most 1,000 steps. A step that is sent again is replaced.
         """
         self._send(requests.add_run_records(run_id, records))
 
@@ -170,11 +169,11 @@ class AsyncRunMethods(AsyncConnection):
     """Methods of `AsyncClient` for training runs."""
 
     async def runs(self, *, limit: int = 20, after: str | None = None) -> RunList:
-        """Return a page of your team's runs, the last heard of first; see `Client.runs`."""
+        """Return a page of your team's runs, most recently active first; see `Client.runs`."""
         return await self._send(requests.runs(limit, after))
 
     async def run(self, run_id: str) -> RunDetail:
-        """Return what a run is, how it does and what it cost; see `Client.run`."""
+        """Return a run: its facts, figures and cost; see `Client.run`."""
         return await self._send(requests.run(run_id))
 
     async def run_steps(
@@ -185,7 +184,7 @@ class AsyncRunMethods(AsyncConnection):
         first_step: int | None = None,
         last_step: int | None = None,
     ) -> StepList:
-        """Return a run's rewards by spans of steps; see `Client.run_steps`."""
+        """Return a run's rewards in bins of steps; see `Client.run_steps`."""
         return await self._send(
             requests.run_part(
                 run_id, "steps", StepList, bins=bins, first_step=first_step, last_step=last_step
@@ -215,7 +214,7 @@ class AsyncRunMethods(AsyncConnection):
         )
 
     async def run_findings(self, run_id: str) -> FindingList:
-        """Return what is wrong with a run; see `Client.run_findings`."""
+        """Return the findings about a run; see `Client.run_findings`."""
         return await self._send(requests.run_part(run_id, "findings", FindingList))
 
     async def run_groups(
@@ -229,7 +228,7 @@ class AsyncRunMethods(AsyncConnection):
         limit: int = 50,
         after: str | None = None,
     ) -> RunGroupList:
-        """Return a page of a run's groups by what they show; see `Client.run_groups`."""
+        """Return a page of a run's groups; see `Client.run_groups`."""
         return await self._send(
             requests.run_part(
                 run_id,
@@ -249,7 +248,7 @@ class AsyncRunMethods(AsyncConnection):
         return await self._send(requests.group(group_id))
 
     async def judge_prompt(self, group_id: str, rollout: str) -> JudgePrompt:
-        """Return what the judge was shown of a rollout of a group; see `Client.judge_prompt`."""
+        """Return the prompt that the judge got for a rollout; see `Client.judge_prompt`."""
         return await self._send(requests.judge_prompt(group_id, rollout))
 
     async def put_run(
@@ -261,7 +260,7 @@ class AsyncRunMethods(AsyncConnection):
         steps: int | None = None,
         facts: Mapping[str, str | int | float | bool | None] | None = None,
     ) -> RunDetail:
-        """Create a run or say what it is; what is `None` stays as it is; see `Client.put_run`."""
+        """Create or update a run; fields that are `None` stay unchanged; see `Client.put_run`."""
         return await self._send(
             requests.put_run(run_id, state=state, reason=reason, steps=steps, facts=facts)
         )

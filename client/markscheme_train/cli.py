@@ -35,13 +35,13 @@ def train(
         typer.Argument(help="A YAML file. With --keys a section, or a word to look for."),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value pairs that beat the file.")
+        list[str] | None, typer.Argument(help="key=value pairs that override the file.")
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             help="Where unset keys take their values from: grpo, ropd, ropd-paper, "
-            "sdpo, srpo or srpo-rubric; beats the file's."
+            "sdpo, srpo or srpo-rubric; overrides the file's."
         ),
     ] = None,
     resume: Annotated[
@@ -102,9 +102,10 @@ def train(
     from markscheme_train.config import load_config
     from markscheme_train.plan import plan as make_plan
     from markscheme_train.progress import LiveTable, print_end
+    from markscheme_train.run_folder import has_run
     from markscheme_train.run_report import CALL_S, RunReport
     from markscheme_train.step_log import StepRecord
-    from markscheme_train.training import has_run, silence_libraries
+    from markscheme_train.training import silence_libraries
     from markscheme_train.training import train as run
 
     # Of several processes only rank 0 draws.
@@ -179,15 +180,15 @@ def demo(
     url: Annotated[
         str | None,
         typer.Option(
-            help="A running service, asked with the key in MARKSCHEME_API_KEY; "
+            help="A running service, whose key is in MARKSCHEME_API_KEY; "
             "default: one is started for the demo."
         ),
     ] = None,
 ) -> None:
     """Train SmolLM2-135M here on rubric rewards, and report.
 
-    Runs on the processor, in about ten minutes. Stopped and started again with the same options, it
-    goes on from its last checkpoint.
+    Runs on the CPU, in about ten minutes. If it is stopped, run it again with the same options: it
+    continues from its last checkpoint.
     """
     _stay_offline()
     from markscheme_train.demo.run import DemoSettings, run_demo

@@ -5,6 +5,7 @@ it, writes it to `completions` in `output_dir` and passes it to Weights & Biases
 """
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,3 +65,15 @@ def private_completions(trainer: "MarkschemeTrainer") -> Iterator[None]:
             logs[column].clear()
         for columns in (logs["rewards"], logs["extra"]):
             columns.clear()
+
+
+class _DropRollouts(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "All reward functions returned None" not in str(record.msg)
+
+
+def keep_rollouts_out_of_the_log() -> None:
+    """Silence TRL's warning about unscored rows: it prints prompt and rollout. Ours does not."""
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+    if not any(isinstance(known, _DropRollouts) for known in logger.filters):
+        logger.addFilter(_DropRollouts())

@@ -1,9 +1,10 @@
-"""What a training step shows of a collapse: repetition, diversity, the self-teacher's gain.
+"""What a training step shows of a collapse: repetition, diversity, gains and gradient norms.
 
 Shapes: B rows of C response tokens.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ def repetition_sums(rollouts: Sequence[Tensor]) -> Tensor:
     Args:
         rollouts: Token ids [T] of each rollout.
     """
-    shares = [
+    repeated = [
         1 - len(torch.unique(hashes)) / len(hashes)
         for hashes in map(_ngrams, rollouts)
         if len(hashes)
     ]
-    return torch.tensor([sum(shares), float(len(shares))])
+    return torch.tensor([sum(repeated), float(len(repeated))])
 
 
 def distinct_sums(rollouts: Sequence[Tensor]) -> Tensor:
@@ -46,6 +47,39 @@ def distinct_sums(rollouts: Sequence[Tensor]) -> Tensor:
     return torch.tensor([float(len(torch.unique(together))), float(len(together))])
 
 
+DIVERSITY = ("completions/repetition", "completions/distinct")
+
+
+def diversity_sums(rollouts: Sequence[Tensor], first: int, group_size: int) -> Tensor:
+    """Return `[[part, whole], …]` [2, 2] of this process's rollouts, in the order of `DIVERSITY`.
+
+    Args:
+        rollouts: Token ids [T] of each rollout, tools' left out.
+        first: Index of the first one among those of all processes.
+        group_size: Rollouts a prompt.
+    """
+    by_group: dict[int, Tensor] = {}
+    for place, ids in enumerate(rollouts, first):
+        # One of each group, because rollouts of one prompt are alike anyway.
+        by_group.setdefault(place // group_size, ids)
+    return torch.stack([repetition_sums(rollouts), distinct_sums([*by_group.values()])])
+
+
+def shares(names: Sequence[str], sums: Tensor, empty: float | None = None) -> dict[str, float]:
+    """Return part / whole by name, of `[[part, whole], …]` [names, 2].
+
+    Args:
+        names: A name a row.
+        sums: The rows.
+        empty: What a row has whose whole is 0; `None`: it is left out.
+    """
+    found = {
+        name: part / whole if whole else empty
+        for name, (part, whole) in zip(names, sums.tolist(), strict=True)
+    }
+    return {name: share for name, share in found.items() if share is not None}
+
+
 def _ngrams(ids: Tensor) -> Tensor:
     """Return a 64-bit hash of each n-gram of token ids [T]; none if T < n."""
     ids = ids.cpu().long()
@@ -55,6 +89,36 @@ def _ngrams(ids: Tensor) -> Tensor:
     for offset in range(NGRAM):
         hashes = hashes * _MULTIPLIER + ids[offset : offset + len(hashes)] + 1
     return hashes
+
+
+NORMS = ("gradient_norm/policy", "gradient_norm/distillation")
+
+
+class BranchNorms:
+    """Gradient norms of each branch at the student's last hidden states.
+
+    A row belongs to one branch, so there the two can be told apart for free; in the gradient of the
+    weights they are summed.
+    """
+
+    def __init__(self) -> None:
+        self._squares: list[Tensor] = []
+
+    def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
+        """Record the gradients of hidden states [b, …] that together hold the `routed` rows."""
+        for states, rows in zip(
+            hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
+        ):
+            states.register_hook(partial(self._note, rows))  # type: ignore[no-untyped-call]
+
+    def _note(self, routed: Tensor, gradient: Tensor) -> None:
+        squares = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32).square()
+        self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
+
+    def take(self, device: torch.device) -> Tensor:
+        """Return squared norms [2] since the last call, in the order of `NORMS`."""
+        squares, self._squares = self._squares, []
+        return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
 
 
 GAINS = ("distillation/teacher_gain", "distillation/teacher_gain_success")

@@ -110,7 +110,7 @@ def _sample(trainer: "MarkschemeTrainer", inputs: Sequence[Mapping[str, Any]]) -
     prompts = [row["prompt"] for row in inputs]
     prompt_ids, completion_ids, _, completions, log_probs, *_ = trainer._generate(prompts)
     rewards = trainer._calculate_rewards(inputs, prompts, completions, completion_ids)
-    scored = trainer._scored
+    scored = trainer.scored
     assert scored is not None
     parts = list(
         zip(

@@ -101,7 +101,7 @@ class Lag:
         prompts = [row["prompt"] for row in inputs]
         steps = optimiser_steps(trainer.args) * trainer.args.num_iterations
         if trainer.state.global_step + steps < trainer.state.max_steps:
-            with trainer._early.of(inputs):
+            with trainer.early.of(inputs):
                 generated = trainer._generate(prompts)
         else:
             generated = trainer._generate(prompts)

@@ -8,7 +8,6 @@ because the entropy weights' mean is that of the whole optimiser step over all p
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from markscheme.thinking import judged_text
 from markscheme.vocabulary import Thinking
 from markscheme_train.config import TrainConfig
 from markscheme_train.demonstration import fitting, readable
-from markscheme_train.diagnostics import TeacherGains
-from markscheme_train.distillation import Head, divergences, token_log_probs
+from markscheme_train.diagnostics import GAINS, NORMS, BranchNorms, TeacherGains, shares
+from markscheme_train.distillation import divergences, token_log_probs
 from markscheme_train.losses import (
     SrpoConfig,
     SrpoInputs,
@@ -32,6 +31,7 @@ from markscheme_train.reprompt import Prompt, build_teacher_prompt
 from markscheme_train.reward import Row, RowScore
 from markscheme_train.routing import TEACHER, Branch, Routes, route
 from markscheme_train.self_teacher import SelfTeacher
+from markscheme_train.student_forward import StudentStates
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +45,6 @@ class ScoredRows:
     rollouts: Sequence[Row]
     row_scores: Sequence[RowScore]
     teacher_scores: Sequence[Sequence[float | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class StudentStates:
-    """The student's forward pass.
-
-    Attributes:
-        log_probs: Of the sampled tokens [B, C].
-        entropies: Of the distributions that they were sampled from [B, C], in nats.
-        states: Hidden states [B, C, d].
-        head: Maps states to logits.
-        hidden: The model's last hidden states as it returned them, one tensor a micro-batch, to
-            watch their gradients.
-    """
-
-    log_probs: Tensor
-    entropies: Tensor
-    states: Tensor
-    head: Head
-    hidden: Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +84,7 @@ class SelfDistillation:
         thinking: Thinking = "auto",
     ) -> None:
         self.config, self.self_teacher, self._tokenizer = config, self_teacher, tokenizer
-        self.gains = TeacherGains()
+        self.gains, self.norms = TeacherGains(), BranchNorms()
         self.loss_config = SrpoConfig(
             clip_low=config.epsilon,
             clip_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
@@ -324,6 +304,7 @@ class SelfDistillation:
         else:
             divergence = states.sum(-1)  # of no position, but part of the graph
         self.gains.add(batch, student.log_probs, mask)
+        self.norms.watch(student.hidden, batch["routed"])
         old = batch.get("old_per_token_logps")
         loss, metrics = srpo_loss(
             SrpoInputs(
@@ -349,6 +330,20 @@ class SelfDistillation:
             "clip_ratio/region_mean": metrics["clip_share"],
             "distillation/divergence": metrics["divergence"],
         }
+
+    def step_metrics(
+        self, device: torch.device, *, total: Callable[[Tensor], Tensor], loss_scale: float
+    ) -> dict[str, float]:
+        """Return the gradient norms and gains of an optimiser step, once its gradients exist.
+
+        Args:
+            device: The device of the sums, also where this process has none.
+            total: Sums a tensor over all processes.
+            loss_scale: What the loss was multiplied by before the backward pass.
+        """
+        norms = (total(self.norms.take(device)).sqrt() / loss_scale).tolist()
+        gains = shares(GAINS, total(self.gains.take(device)), empty=math.nan)
+        return dict(zip(NORMS, norms, strict=True)) | gains
 
     def _teacher_states(
         self,
@@ -432,33 +427,6 @@ class SelfDistillation:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
-
-
-class BranchNorms:
-    """Gradient norms of each branch at the student's last hidden states.
-
-    A row belongs to one branch, so there the two can be told apart for free; in the gradient of the
-    weights they are summed.
-    """
-
-    def __init__(self) -> None:
-        self._squares: list[Tensor] = []
-
-    def watch(self, hidden: Sequence[Tensor], routed: Tensor) -> None:
-        """Record the gradients of hidden states [b, …] that together hold the `routed` rows."""
-        for states, rows in zip(
-            hidden, torch.split(routed, [len(states) for states in hidden]), strict=True
-        ):
-            states.register_hook(partial(self._note, rows))  # type: ignore[no-untyped-call]
-
-    def _note(self, routed: Tensor, gradient: Tensor) -> None:
-        squares = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float32).square()
-        self._squares.append(torch.stack([squares[~routed].sum(), squares[routed].sum()]))
-
-    def take(self, device: torch.device) -> Tensor:
-        """Return squared norms `[policy, distillation]` since the last call."""
-        squares, self._squares = self._squares, []
-        return torch.stack(squares).sum(0) if squares else torch.zeros(2, device=device)
 
 
 def student_token_mask(batch: Mapping[str, Any]) -> Tensor:

@@ -21,9 +21,15 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn import functional
+
+from markscheme_train.hidden_states import (
+    completion_states,
+    evaluating,
+    output_head,
+    transformers_model,
+)
+from markscheme_train.sharding import Shards, local_part
 
 SELF_TEACHER_ADAPTER, STUDENT_ADAPTER = "teacher", "default"
 
@@ -87,7 +93,7 @@ class ModelCopy:
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
-        return _states(self.model, input_ids, attention_mask, keep)
+        return completion_states(self.model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
         """Return the logits of hidden states."""
@@ -138,7 +144,7 @@ class AdapterCopy:
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
         with self._adapter_active():
-            return _states(self._model, input_ids, attention_mask, keep)
+            return completion_states(self._model, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
         """Return the logits of hidden states."""
@@ -171,75 +177,12 @@ class AdapterCopy:
     @contextmanager
     def _adapter_active(self) -> Iterator[None]:
         """Activate the self-teacher's adapter, without dropout; restore everything at the end."""
-        with _evaluating(self._model):
+        with evaluating(self._model):
             self._model.set_adapter(SELF_TEACHER_ADAPTER)
             try:
                 yield
             finally:
                 self._model.set_adapter(STUDENT_ADAPTER)
-
-
-class Shards(Protocol):
-    """How the student's weights lie in parts on the processes."""
-
-    def held(self, weight: Tensor) -> Tensor:
-        """Return the part of a weight that is computed with, in the same memory."""
-
-    def stepped(self, weight: Tensor) -> Tensor:
-        """Return the part of a weight that the optimiser steps: in fp32 where it has one so."""
-
-    def distributed(self, weight: Tensor, part: Tensor) -> Tensor:
-        """Return a distributed tensor of which this process holds `part`, cut as the weight is."""
-
-    def whole(self, weight: Tensor, tensor: Tensor) -> Tensor:
-        """Gather a distributed tensor, in the weight's shape. A collective."""
-
-    def release(self) -> None:
-        """Drop gathered weights, since their shards change."""
-
-    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Copy values into parts as `held` returns them, before weights are gathered again."""
-
-
-class FsdpShards:
-    """Weights under FSDP 2, which are distributed tensors themselves."""
-
-    def __init__(self, student: nn.Module) -> None:
-        self._student = student
-
-    def held(self, weight: Tensor) -> Tensor:
-        """Return the part of a weight that is computed with, in the same memory."""
-        return local_part(weight)
-
-    def stepped(self, weight: Tensor) -> Tensor:
-        """Return the same: FSDP casts it only when it gathers it."""
-        return local_part(weight)
-
-    def distributed(self, weight: Tensor, part: Tensor) -> Tensor:
-        """Return a distributed tensor of which this process holds `part`, cut as the weight is."""
-        if not isinstance(weight, DTensor):
-            return part
-        return DTensor.from_local(
-            part,
-            weight.device_mesh,
-            weight.placements,
-            shape=weight.shape,
-            stride=weight.stride(),
-        )
-
-    def whole(self, weight: Tensor, tensor: Tensor) -> Tensor:
-        """Gather a distributed tensor. A collective."""
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-    def release(self) -> None:
-        """Drop gathered weights, which FSDP keeps of some layers, since their shards change."""
-        for module in self._student.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
-
-    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Copy values into parts; what FSDP gathers next waits for it."""
-        torch._foreach_copy_(list(held), list(values))
 
 
 class ShardedCopy:
@@ -287,14 +230,15 @@ class ShardedCopy:
     @torch.no_grad()
     def states(self, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
         """Return the states [B, keep, d] that predict the last `keep` tokens, without gradient."""
-        with self._installed(), _evaluating(self._student):
-            return _states(self._student, input_ids, attention_mask, keep)
+        with self._installed(), evaluating(self._student):
+            return completion_states(self._student, input_ids, attention_mask, keep)
 
     def head(self, states: Tensor) -> Tensor:
         """Return the logits of hidden states."""
         weight, bias = self._head
         return output_head(
-            _inner(self._student), lambda states: functional.linear(states.to(weight), weight, bias)
+            transformers_model(self._student),
+            lambda states: functional.linear(states.to(weight), weight, bias),
         )(states)
 
     @torch.no_grad()
@@ -319,7 +263,7 @@ class ShardedCopy:
         self._gather_head()
 
     def _gather_head(self) -> None:
-        layer = _inner(self._student).get_output_embeddings()
+        layer = transformers_model(self._student).get_output_embeddings()
         copies: dict[Tensor, Tensor] = {
             weight: local_part(self._own[name]) for name, weight in self._trained.items()
         }
@@ -380,15 +324,15 @@ class TrustRegion:
         self._share = self._coefficient()
         initial = self._reference.states(input_ids, attention_mask, keep)
         # Last: a sharded student's head, gathered now by all, stays whole after its forward pass.
-        with _evaluating(self._student):
-            own = _states(self._student, input_ids, attention_mask, keep)
-        output_head(_inner(self._student))
+        with evaluating(self._student):
+            own = completion_states(self._student, input_ids, attention_mask, keep)
+        output_head(transformers_model(self._student))
         return torch.cat([initial, own], -1)
 
     def head(self, states: Tensor) -> Tensor:
         """Return the mixed logits of hidden states, in the higher precision of the two."""
         initial, own = states.chunk(2, -1)
-        student = _inner(self._student)
+        student = transformers_model(self._student)
         reference_logits = self._reference.head(initial)
         # `cat` may have raised the student's states to the reference's precision.
         student_logits = output_head(student)(own.to(student.get_output_embeddings().weight))
@@ -417,103 +361,9 @@ def scheduled(rate: float, schedule: RateSchedule, step: int, steps: int) -> flo
     return rate * (left if schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off; restore the mode at the end."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@contextmanager
-def last_states(model: Any) -> Iterator[list[Tensor]]:
-    """Collect the last hidden states [B, T, d] of each forward pass, with their graph."""
-    seen: list[Tensor] = []
-    hook = _inner(model).base_model.register_forward_hook(
-        lambda _module, _inputs, out: seen.append(out[0])
-    )
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def _states(model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int) -> Tensor:
-    if is_sharded(model):
-        # Only the root's forward gathers all weights. The head runs too, on one position.
-        with last_states(model) as seen:
-            model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                logits_to_keep=1,
-                use_cache=False,
-            )
-        return seen[0][:, -keep - 1 : -1]
-    out = _inner(model).base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-    )
-    states: Tensor = out.last_hidden_state[:, -keep - 1 : -1]
-    return states
-
-
-def output_head(
-    model: Any, project: Callable[[Tensor], Tensor] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Return the map from hidden states to logits, scaled and capped as the model family does.
-
-    A head that is in shards is gathered, unless it is whole already: call this in all processes,
-    after a forward pass.
-
-    Args:
-        model: The model.
-        project: Used instead of the model's output layer.
-    """
-    project = project or _output_layer(model)
-    config = model.config.get_text_config()
-    # transformers does this in each model's forward, not in the head: Cohere, Falcon-H1, Muse and
-    # HyperCLOVA X multiply, Granite and MiniCPM3 divide, Gemma 2 caps.
-    factors = (
-        getattr(config, name, None)
-        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-    )
-    scale = next((factor for factor in factors if factor is not None), 1.0)
-    if (scaling := getattr(config, "logits_scaling", None)) is not None:
-        scale *= scaling if config.model_type == "hyperclovax" else 1.0 / scaling
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(states: Tensor) -> Tensor:
-        logits: Tensor = project(states)
-        logits = logits if scale == 1.0 else logits * scale
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    return head
-
-
 def _local(weights: Mapping[str, Tensor]) -> list[Tensor]:
     """Return this process's parts, which share their memory with the weights."""
     return [local_part(weight) for weight in weights.values()]
-
-
-def is_sharded(module: Any) -> bool:
-    """Return whether the module's weights are gathered in its forward pass."""
-    return isinstance(module, FSDPModule) or any(map(is_zero3, module.parameters()))
-
-
-def is_zero3(weight: Any) -> bool:
-    """Return whether DeepSpeed's ZeRO 3 has taken the weight apart."""
-    return hasattr(weight, "ds_tensor")
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """Return the part that this process holds, in the same memory: of most tensors all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
@@ -524,18 +374,6 @@ def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
 def _refuse_non_finite(finite: Tensor) -> None:
     if not bool(finite):
         raise FloatingPointError("the student's weights are no numbers any more")
-
-
-def _output_layer(model: Any) -> Callable[[Tensor], Tensor]:
-    layer: Any = model.get_output_embeddings()
-    if is_sharded(layer):
-        for weight in layer.parameters():
-            if is_zero3(weight):
-                weight.all_gather()
-        # With FSDP its weight is whole from the root's forward pass on. Its hooks belong into that.
-        return lambda states: functional.linear(states, layer.weight, layer.bias)
-    project: Callable[[Tensor], Tensor] = layer
-    return project
 
 
 def _ema_update(own: Sequence[Tensor], other: Sequence[Tensor], rate: float) -> None:

@@ -1,13 +1,9 @@
-"""One training run from its configuration: load, train, save; stop and resume."""
+"""One training run from its configuration: load, train, save."""
 
-import json
-import secrets
-import signal
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,19 +15,17 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
     TrainerState,
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from markscheme.data import open_source
 from markscheme.errors import MarkschemeError
-from markscheme.integrations.processes import current_process_group
 from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
+from markscheme_train.callbacks import SaveAtBatchEnd, StopOnInterrupt, StopOnNonFinite
 from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.config_checks import check_installed, small_step_warning
@@ -45,75 +39,26 @@ from markscheme_train.errors import (
     ModelError,
     Stopped,
     TrainError,
-    diverged,
 )
 from markscheme_train.evaluation import (
     EvaluationFlow,
     check_eval_size,
     eval_run_id,
-    is_due,
     stopped_early,
 )
 from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
-from markscheme_train.self_teacher import local_part
+from markscheme_train.run_folder import (
+    check_one_folder,
+    check_resume_config,
+    has_run,
+    resolve_run_id,
+)
 from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.zero import whole_weights
 
-RUN_ID_FILE = "run_id"
 STEPS_FILE = "steps.jsonl"
-SETTINGS_FILE = "settings.json"
-CHANGEABLE_ON_RESUME = (
-    "output_dir",
-    "markscheme_url",
-    "run_id",
-    "max_outage_s",
-    "max_late_s",
-    "max_unscored",
-    "on_collapse",
-    "data",
-    "max_steps",
-    "num_train_epochs",
-    "resume_from_checkpoint",
-    "report_to",
-    "run_name",
-    "disable_tqdm",
-    "local_rank",
-    "num_completions_to_print",
-    "preset",
-    "deepspeed_plugin",
-    "project",
-    "trackio_space_id",
-    "do_eval",
-    "num_generations_eval",
-    "per_device_eval_batch_size",
-    "early_stopping_patience",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "greater_is_better",
-)
-CHANGEABLE_PREFIXES = (
-    "save_",
-    "logging_",
-    "log_",
-    "hub_",
-    "push_to_",
-    "eval_",
-    "dataloader_",
-    "vllm_server_",
-    "vllm_group_",
-    "ddp_timeout",
-    "skip_memory",
-    "use_liger",
-    "_",
-)
-"""Settings that a resumed run may change, by name and by prefix.
-
-They say how long it goes on, where it is saved and shown, and whom it asks. All others decide what
-it learns.
-"""
-CONSTANT_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 def silence_libraries() -> None:
@@ -309,11 +254,6 @@ def save_finished_model(trainer: MarkschemeTrainer, checkpoint: str, output: Pat
         save(str(output))
 
 
-def has_run(output: Path) -> bool:
-    """Return whether there is a run to resume under `output`, even one without a checkpoint."""
-    return (output / SETTINGS_FILE).is_file() or last_checkpoint(output) is not None
-
-
 def build_trainer(
     config: TrainConfig,
     model: Any,
@@ -434,99 +374,6 @@ def eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted({*declared, tokenizer.eos_token_id} - {None})
 
 
-def check_one_folder(output: Path) -> None:
-    """Refuse processes whose `output_dir` is not one folder, as on nodes without a shared disk.
-
-    A checkpoint has parts of every process, and each must find the same one.
-    """
-    processes = current_process_group()
-    mark = output / f".{processes.gather([secrets.token_hex(8)])[0]}"
-
-    def write() -> None:
-        if processes.rank == 0:
-            try:
-                output.mkdir(parents=True, exist_ok=True)
-                mark.touch()
-            except OSError as error:
-                raise ConfigError(f"output_dir: cannot write {output}: {error.strerror}") from error
-
-    processes.share(write)
-    seen = processes.share(mark.is_file)
-    if processes.rank == 0:
-        mark.unlink()
-    if blind := [str(rank) for rank, found in enumerate(seen) if not found]:
-        raise ConfigError(
-            f"output_dir: {output} is another folder for the processes {', '.join(blind)} than for "
-            "the first. Checkpoints have parts of all: name a folder on a disk that all nodes share"
-        )
-
-
-def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> bool:
-    """Store what decides a run, or compare it with what the run stored before.
-
-    Returns whether this is the run that was started before: one without a checkpoint may become
-    another. Raises `ConfigError` if a setting was changed that must not be.
-    """
-    # A run without a checkpoint has learnt nothing: it may start again with other settings.
-    file = output / SETTINGS_FILE
-    now = config_fingerprint(config)
-    if (
-        resume
-        and file.is_file()
-        and (last_checkpoint(output) is not None or json.loads(file.read_text()) == now)
-    ):
-        before = json.loads(file.read_text())
-        changed = [
-            f"{name} was {before[name]} and is {value}"
-            for name, value in now.items()
-            if name in before and before[name] != value and name not in ("data", "eval_data")
-        ]
-        # A hash tells a reader nothing, so the message names the file. An evaluation may be added.
-        for name, source in (("data", config.data), ("eval_data", config.eval_data)):
-            if source and name in before and before[name] != now[name]:
-                changed.append(f"{source} has other contents")
-        if changed:
-            raise ConfigError(
-                f"this is not the run that {output} holds: {'; '.join(changed)}. Set it back, or "
-                "start a run in another output_dir"
-            )
-        return True
-    if config.process_index == 0:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(now, indent=1) + "\n")
-        except OSError as error:
-            raise ConfigError(f"output_dir: cannot write {file}: {error.strerror}") from error
-    return False
-
-
-def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
-    """Return what the outcome of a run follows from, as JSON.
-
-    These are the settings that may not change on resume, the data and the number of processes; the
-    length of the run only where the learning rate or the self-teacher's rate depends on it.
-    """
-    decisive = {
-        name: value
-        for name, value in config.to_dict().items()
-        if name not in CHANGEABLE_ON_RESUME and not name.startswith(CHANGEABLE_PREFIXES)
-    }
-    if (
-        config.lr_scheduler_type.value not in CONSTANT_SCHEDULES
-        or config.teacher_rate_schedule != "constant"
-    ):
-        decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
-    decisive |= {
-        "data": open_source(config.data).fingerprint(),
-        "processes": config.world_size,
-    }
-    if config.eval_data:
-        decisive |= {"eval_data": open_source(config.eval_data).fingerprint()}
-    # In the form in which it is read back, so that the two can be compared.
-    plain: dict[str, Any] = json.loads(json.dumps(decisive, default=str, sort_keys=True))
-    return plain
-
-
 def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:
     """Return what is judged of a rollout: as configured, or as the chat template requires."""
     if config.thinking != "auto" or tokenizer.chat_template is None:
@@ -538,24 +385,6 @@ def resolve_thinking(config: TrainConfig, tokenizer: Any) -> Thinking:
         **(config.chat_template_kwargs or {}),
     )
     return "strip" if opens_thought(rendered) else "auto"
-
-
-def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
-    """Return the run's name at the service: as configured, or made up once and stored.
-
-    A new run must not reuse an earlier name, or it would get that run's rubrics; a resumed run
-    must. All ranks ask under the name of rank 0, so only that is stored.
-    """
-    file = output / RUN_ID_FILE
-    if config.run_id:
-        return config.run_id
-    if resume and file.is_file():
-        return file.read_text().strip()
-    run_id = f"{output.name}-{secrets.token_hex(4)}"
-    if config.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        file.write_text(run_id + "\n")
-    return run_id
 
 
 def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> Path | None:
@@ -572,88 +401,3 @@ def save_checkpoint(trainer: MarkschemeTrainer, rng_state: RngState | None) -> P
         rng_state.restore()
         trainer._save_checkpoint(trainer.model, trial=None)
     return last_checkpoint(Path(trainer.args.output_dir))
-
-
-class StopOnNonFinite(TrainerCallback):  # type: ignore[misc]
-    """Raises `Diverged` before a step is taken on gradients that are not finite.
-
-    DeepSpeed has taken the step by then: there `GuardedEngine` does it.
-    """
-
-    def __init__(self, trainer: MarkschemeTrainer) -> None:
-        self._trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the gradients."""
-        if self._trainer.accelerator.scaler is not None:
-            return  # fp16: the scaler skips a step that overflowed and retries on a smaller scale
-        broken = [
-            ~local_part(p.grad).isfinite().all()
-            for p in self._trainer.model.parameters()
-            if p.grad is not None
-        ]
-        accelerator = self._trainer.accelerator
-        found = torch.stack(broken).any() if broken else torch.tensor(False)
-        # A process may hold a part that is whole; all must stop.
-        if accelerator.reduce(found.float().to(accelerator.device)).item():
-            raise diverged(state.global_step + 1)
-
-
-class SaveAtBatchEnd(TrainerCallback):  # type: ignore[misc]
-    """Delays saving, stopping and evaluating to the end of the generated batch.
-
-    A checkpoint cannot hold a half-used batch, and the best evaluation needs one. Add it after the
-    callbacks that ask for any. `rng_state` is the state at the end of the last batch.
-    """
-
-    def __init__(self, trainer: MarkschemeTrainer) -> None:
-        self._trainer = trainer
-        self.rng_state: RngState | None = None
-        self._save = self._stop = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Hold back requests until the batch is finished."""
-        self._save |= control.should_save
-        self._stop |= control.should_training_stop
-        # Held back on every step; the end of the batch hands them on.
-        control.should_save = control.should_training_stop = control.should_evaluate = False
-        if self._trainer._step % (args.steps_per_generation * args.num_iterations) == 0:
-            control.should_save, control.should_training_stop = self._save, self._stop
-            self._save = self._stop = False
-            self.rng_state = RngState()
-            # A run that was told to stop does so now; it evaluates when it is resumed.
-            interrupted = control.should_training_stop and state.global_step < state.max_steps
-            control.should_evaluate = not interrupted and is_due(args, state)
-
-
-class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
-    """Ends the run on Ctrl-C after the current step, with a checkpoint; on a second one at once.
-
-    One of several processes may get the signal a step earlier; then all stop together.
-    """
-
-    def __init__(self, trainer: MarkschemeTrainer) -> None:
-        self._trainer = trainer
-        self.asked = False
-        self._before: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Install the signal handler."""
-        self._before = signal.signal(signal.SIGINT, self._ask)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop if any process was asked to."""
-        accelerator = self._trainer.accelerator
-        # A collective, which every process must enter, asked or not.
-        if accelerator.reduce(torch.tensor(float(self.asked), device=accelerator.device)).item():
-            self.asked = True
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the signal handler."""
-        signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)

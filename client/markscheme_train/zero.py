@@ -5,7 +5,7 @@ DeepSpeed is imported only where it runs.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as distributed
@@ -13,8 +13,14 @@ from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
 from torch import Size, Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from transformers import TrainerCallback
 
 from markscheme_train.errors import diverged
+from markscheme_train.model_checks import check_output_head
+from markscheme_train.sharding import is_zero3_run
+
+if TYPE_CHECKING:
+    from markscheme_train.trainer import MarkschemeTrainer
 
 
 class ZeroShards:
@@ -106,6 +112,24 @@ class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
             if not self.engine.fp16_enabled() and self.engine.optimizer.has_overflow():
                 raise diverged(self._step())
             self.engine.step()
+
+
+class GuardDeepSpeed(TrainerCallback):  # type: ignore[misc]
+    """Puts the guards around DeepSpeed's step, once a trainer has made its engine."""
+
+    def __init__(self, trainer: "MarkschemeTrainer") -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Install the guards, and check the output head if it was in shards until now."""
+        trainer = self._trainer
+        trainer.accelerator.deepspeed_engine_wrapped = GuardedEngine(
+            trainer.accelerator.deepspeed_engine_wrapped.engine,
+            teaches=lambda: trainer.teaches(trainer._step),
+            step=lambda: trainer.state.global_step + 1,
+        )
+        if is_zero3_run(args):
+            check_output_head(trainer)
 
 
 @contextmanager

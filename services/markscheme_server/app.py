@@ -39,20 +39,21 @@ from markscheme_server.api import judges as judges_routes
 from markscheme_server.api import teachers as teacher_routes
 from markscheme_server.api.drain import Drain
 from markscheme_server.api.middleware import (
-    Authenticated,
-    BodyLimit,
-    HeadAsGet,
-    Observed,
-    RateLimited,
-    RequestId,
+    AuthenticationMiddleware,
+    BodyLimitMiddleware,
+    HeadMiddleware,
+    ObservabilityMiddleware,
+    RateLimitMiddleware,
+    RequestIdMiddleware,
 )
 from markscheme_server.api.services import Services
-from markscheme_server.config import BUILTIN, SHADOW, JudgeRole, Settings
+from markscheme_server.config import Settings
 from markscheme_server.judge.base import Judge
 from markscheme_server.judge.endpoint import make_endpoints
 from markscheme_server.judge.gateway import Gateway
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.queue import CallQueue
+from markscheme_server.judge_settings import BUILTIN, SHADOW, JudgeRole
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.redis import Redis
@@ -84,16 +85,18 @@ log = structlog.get_logger()
 DRAIN_S = 1.0
 """Seconds that judge calls in flight get at shutdown, once every request is answered."""
 HOLD_GRACE_S = 60.0
-"""Seconds beyond a request's own time after which budget that a dead process reserved is freed."""
+"""Seconds beyond a request's own time after which a dead process's budget reservation is freed."""
 CLAIM_LEASE_S = 8.0
-"""Seconds after which the work of a process that fell silent is taken over."""
+"""Seconds after which another process takes over the work of one that died."""
 QUEUE_LIMIT = 8192
-"""Judge calls admitted and not done, in one process; beyond them a request is answered 503."""
+"""Limit of admitted, unfinished judge calls in one process; beyond it requests get 503."""
 MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_VERDICTS = 65_536
+"""Limit of one scoring request, in judged texts times criteria; beyond it a request gets 413."""
 CHECKS_TIMEOUT_S = 60.0
-"""Computing time of the checks of one request; what is not decided by then is `timeout`."""
+"""Seconds of computing for the checks of one request; checks left over are `timeout`."""
 VERDICT_CACHE_SIZE = 200_000
-"""Verdicts that a process holds in memory, about 0.4 kB each."""
+"""Verdicts in a process's memory cache, about 0.4 kB each."""
 VERSION = importlib.metadata.version("markscheme")
 DESCRIPTION = (
     "Prompt-specific rubrics and rewards over HTTP. An unknown reward is null, with a reason."
@@ -112,7 +115,7 @@ TAGS = [
 
 
 class State(TypedDict):
-    """The state that every request sees as `request.state`."""
+    """The state of the application, which requests see as `request.state`."""
 
     services: Services
 
@@ -154,7 +157,7 @@ def make_judge(
 
 
 def describe_judges(settings: Settings) -> JudgeList:
-    """Return what callers may know of the judges: no URL, no key."""
+    """Return the public description of the judges: no URLs, no keys."""
 
     def roles_of(name: str) -> list[JudgeRole]:
         return [role for role in get_args(JudgeRole) if settings.roles.get(role) == name]
@@ -182,7 +185,7 @@ def describe_judges(settings: Settings) -> JudgeList:
 
 
 async def recall_probes(store: Store, judge: Judge) -> None:
-    """Start with the structured output that `doctor` found each endpoint to enforce, if known."""
+    """Restore which structured output `doctor` found each endpoint to enforce."""
     if not isinstance(judge, OpenAIJudge):
         return
     for endpoint in judge.gateway.endpoints:
@@ -273,7 +276,7 @@ def create_app(
             shadow,
             timeout_s=settings.request_timeout_s,
             checks_timeout_s=CHECKS_TIMEOUT_S,
-            max_verdicts=settings.max_verdicts,
+            max_verdicts=MAX_VERDICTS,
         )
         rollout_service = RolloutService(store, score_service)
         histories = RunHistories(store.runs)
@@ -344,7 +347,7 @@ def create_app(
             }
         finally:
             await replay_worker.aclose(DRAIN_S)
-            # First the work under way, then the writes that it left, and the database last.
+            # First running work, then its pending writes, and the database last.
             await rollout_service.drain(DRAIN_S)
             await shadow.drain(DRAIN_S)
             await rubric_service.drain(DRAIN_S)
@@ -373,13 +376,13 @@ def create_app(
     app.state.error_page = pages.error_page
     errors.install(app)
     # The one that is added last is the outermost: a request passes them from the bottom up.
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(RateLimited)
-    app.add_middleware(Authenticated)
-    app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
-    app.add_middleware(Observed, drain=app.state.drain)
+    app.add_middleware(HeadMiddleware)
+    app.add_middleware(RateLimitMiddleware)
+    app.add_middleware(AuthenticationMiddleware)
+    app.add_middleware(BodyLimitMiddleware, limit=MAX_BODY_BYTES)
+    app.add_middleware(ObservabilityMiddleware, drain=app.state.drain)
     telemetry.install(app)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestIdMiddleware)
     for router in (
         scores.router,
         rollouts.router,

@@ -6,22 +6,18 @@ and `MARKSCHEME_TEACHER_<FIELD>` describe one judge and one teacher with the fie
 `JudgeOptions`; further judges are tables of `markscheme.toml` with the same fields.
 docs/configuration.md lists every variable, and a test reads it there.
 
-No file of the working directory is read: whoever wrote it would choose where keys and prompts go.
+No file of the working directory is read: its author could choose where keys and prompts go.
 """
 
-import json
 import os
 import tomllib
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -39,36 +35,25 @@ from pydantic_settings import (
 from sqlalchemy import make_url
 
 from markscheme.names import did_you_mean
-from markscheme.vocabulary import View
-from markscheme_server.domain.usage import NANO
+from markscheme_server.judge_settings import (
+    BUILTIN,
+    DEFAULT,
+    OPENAI_HOST,
+    SHADOW,
+    TEACHER,
+    JudgeRole,
+    JudgeSettings,
+    JudgeVariables,
+    origin_of,
+)
 
-BUILTIN = "builtin"
-"""The name of the judge that always exists: rules, no model."""
-DEFAULT = "default"
-"""The name of the judge that the variables `MARKSCHEME_JUDGE_*` describe."""
-SHADOW: Final = "shadow"
-"""The role of the second judge, whose verdicts are compared with the verifier's."""
-TEACHER = "teacher"
-"""The role of the model that is distilled, and the name of the one in `MARKSCHEME_TEACHER_*`."""
 CONFIG_FILE = "markscheme.toml"
 ENV_FILE = ".env"
 HOME = Path("~/.markscheme")
-OPENAI_HOST = "api.openai.com"
 TEACHER_TIMEOUT_S = 300.0
 """Default of the teacher's `timeout_s`: it writes a whole response."""
 
-Role = Literal["rubricator", "verifier", "teacher"]
-"""What a judge is asked to do."""
-JudgeRole = Literal[Role, "shadow"]
-"""What a judge is named for, and what its calls are recorded as. `shadow`: to verify what another
-judge, or the same one, has verified."""
 Share = Annotated[float, Field(ge=0, le=1)]
-StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
-Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
-"""`default` sends none, so that the endpoint uses its own; `None` is not set."""
-Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None
-"""USD per million tokens; at most one dollar a token."""
-Rationale = Literal["off", "short"]
 
 _PREFIX = "markscheme_"
 _JUDGE_PREFIX, _TEACHER_PREFIX = "judge_", "teacher_"
@@ -79,21 +64,6 @@ _FALLBACKS = {
 }
 _ENDPOINTS = (("judge_base_url", "judge_api_key"), ("teacher_base_url", "teacher_api_key"))
 """The variables that name the URL and the key of each endpoint."""
-_TEMPERATURES: Mapping[Role, float] = {"rubricator": 0.7, "verifier": 0.0, "teacher": 1.0}
-_RESERVED_BODY_FIELDS = frozenset(
-    {
-        "model",
-        "messages",
-        "stream",
-        "n",
-        "max_tokens",
-        "max_completion_tokens",
-        "temperature",
-        "response_format",
-        "reasoning_effort",
-        "seed",
-    }
-)
 _JUDGE_NAME = r"^[A-Za-z0-9][\w.-]{0,63}$"
 
 
@@ -125,210 +95,8 @@ def _names(setting: str) -> list[str]:
     return [own, _FALLBACKS[setting]] if setting in _FALLBACKS else [own]
 
 
-def _parse_json(value: object) -> object:
-    """Read a variable's text as JSON; a value of the TOML file is a table already."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"this is not JSON: {error}") from error
-
-
-class JudgeOptions(BaseModel):
-    """What is set of a judge, in a table of `markscheme.toml` and in variables alike."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    base_url: str | tuple[str, ...] | None = Field(
-        default=None, description="One endpoint, or several that serve the very same model"
-    )
-    revision: str | None = Field(
-        default=None, description="Part of the judge's identity; default: the URL's host and path"
-    )
-    structured: StructuredOutput = "auto"
-    temperature: Temperature = Field(
-        default=None, description="For all roles that have none of their own"
-    )
-    rubricator_temperature: Temperature = None
-    verifier_temperature: Temperature = None
-    teacher_temperature: Temperature = None
-    max_tokens: int | None = Field(
-        default=None,
-        ge=1,
-        description="Longest reply, thinking included; default: computed from the number of "
-        "criteria",
-    )
-    teacher_max_tokens: int | None = Field(
-        default=None, ge=1, description="Longest response of a teacher; default: 8192"
-    )
-    reasoning_effort: str | None = Field(
-        default=None,
-        pattern=r"^[a-z]{1,20}$",
-        description="Sent unchanged: minimal, low, medium, high, …",
-    )
-    seed: int | None = Field(default=None, description="Sent unchanged")
-    extra_body: Annotated[dict[str, Any], BeforeValidator(_parse_json)] = Field(
-        default={}, description="More fields of the request's body"
-    )
-    extra_headers: Annotated[dict[str, str], BeforeValidator(_parse_json)] = Field(
-        default={}, description="More headers of the request"
-    )
-    rationale: Rationale = Field(
-        default="off", description="short: a sentence before each verdict that explains it"
-    )
-    concurrency: int = Field(
-        default=32, ge=1, description="Calls in flight, over the whole deployment"
-    )
-    rpm: int | None = Field(
-        default=None, ge=1, description="Calls a minute, over the whole deployment"
-    )
-    tpm: int | None = Field(
-        default=None, ge=1, description="Tokens a minute, over the whole deployment"
-    )
-    timeout_s: float = Field(default=60.0, gt=0, description="Seconds for one call")
-    max_criteria: int | None = Field(
-        default=None, ge=1, description="Criteria in one verifier call; default: all"
-    )
-    max_response_tokens: int = Field(
-        default=8192, ge=16, description="Longest response judged; of a longer one, its end"
-    )
-    view: View | None = Field(
-        default=None,
-        description="What of a trajectory is judged where neither request nor rubric says so: "
-        "reply, assistant or full; default: reply",
-    )
-    evidence: bool = Field(
-        default=False, description="A met criterion needs a quotation from the response"
-    )
-    hardening: bool = Field(
-        default=False,
-        description="The reply must repeat a nonce, and must not call a false canary criterion met",
-    )
-    price_input: Price = Field(default=None, description="USD per million prompt tokens")
-    price_output: Price = Field(default=None, description="USD per million completion tokens")
-    price_cached: Price = Field(
-        default=None,
-        description="USD per million prompt tokens that the endpoint had cached; "
-        "default: price_input",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "JudgeOptions":
-        if len(self.base_urls) > 1 and self.revision is None:
-            raise ValueError(
-                "several base_url of one judge need a revision: it says that they serve the same "
-                "model"
-            )
-        for url in self.base_urls:
-            if url is not None and not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"the base_url {url!r} has no scheme: write 'http://{url}' or 'https://{url}'"
-                )
-        if reserved := sorted(_RESERVED_BODY_FIELDS & self.extra_body.keys()):
-            raise ValueError(
-                f"extra_body must not hold {', '.join(reserved)}: the service sets these, by "
-                "settings of their own or by itself"
-            )
-        if any(name.lower() == "authorization" for name in self.extra_headers):
-            raise ValueError(
-                "extra_headers must not hold Authorization: the key goes into api_key_env"
-            )
-        return self
-
-    @property
-    def base_urls(self) -> tuple[str | None, ...]:
-        """The endpoints; `None` is OpenAI's own."""
-        if self.base_url is None or isinstance(self.base_url, str):
-            return (self.base_url or None,)
-        return self.base_url
-
-
-class JudgeVariables(JudgeOptions):
-    """The judge or teacher that environment variables describe, if they name a model."""
-
-    model: str | None = None
-    api_key: SecretStr | None = None
-
-    def judge(self, **defaults: Any) -> "JudgeSettings | None":
-        """Return the judge, with `defaults` for fields that no variable sets."""
-        if not self.model:
-            return None
-        stated = self.model_dump(exclude_unset=True, exclude={"api_key"})
-        return JudgeSettings(**(defaults | stated))
-
-
-class JudgeSettings(JudgeOptions):
-    """One judge: a model behind one or several OpenAI-compatible endpoints. `[judges.NAME]`."""
-
-    model: str = Field(min_length=1)
-    api_key_env: str | None = Field(
-        default=None, description="The environment variable that holds the key"
-    )
-
-    def temperature_of(self, role: Role) -> float | None:
-        """Return the temperature to send for a role; `None`: send none."""
-        own: Temperature = getattr(self, f"{role}_temperature")
-        for stated in (own, self.temperature, _TEMPERATURES[role]):
-            if stated is not None:
-                return None if stated == "default" else stated
-        return None
-
-    def sets_temperature(self, role: Role) -> bool:
-        """Tell whether the operator chose the temperature of a role."""
-        return getattr(self, f"{role}_temperature") is not None or self.temperature is not None
-
-    @property
-    def priced(self) -> bool:
-        """Whether the prices of tokens are known."""
-        return self.price_input is not None and self.price_output is not None
-
-    def cost(self, prompt: int, cached: int, completion: int) -> int:
-        """Return the cost of tokens in nano-dollars; 0 without prices.
-
-        Args:
-            prompt: Prompt tokens, the cached ones included.
-            cached: Prompt tokens that the endpoint had cached.
-            completion: Completion tokens.
-        """
-        if self.price_input is None or self.price_output is None:
-            return 0
-        price_cached = self.price_input if self.price_cached is None else self.price_cached
-        # Decimal, not float: the ledger adds up millions of these, and budgets compare the sums.
-        per_million = sum(
-            (
-                tokens * Decimal(repr(price))
-                for tokens, price in (
-                    (prompt - cached, self.price_input),
-                    (cached, price_cached),
-                    (completion, self.price_output),
-                )
-            ),
-            Decimal(),
-        )
-        return int((per_million * NANO / 10**6).to_integral_value(ROUND_HALF_EVEN))
-
-    def max_cost(self, prompt: int, completion: int) -> int:
-        """Return the most that tokens can cost in nano-dollars, cached or not; 0 without prices."""
-        return max(self.cost(prompt, 0, completion), self.cost(prompt, prompt, completion))
-
-    @property
-    def origin(self) -> str:
-        """Host and path of the first URL, without credentials or query: the default revision."""
-        return origin_of(self.base_urls[0])
-
-
-def origin_of(url: str | None) -> str:
-    """Return host and path of an endpoint, without credentials or query."""
-    if not url:
-        return f"{OPENAI_HOST}/v1"
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    return f"{host}:{parts.port}{parts.path}" if parts.port else f"{host}{parts.path}"
-
-
 class Settings(BaseSettings):
-    """What a deployment decides. Secrets have no default and never show in a repr."""
+    """The settings of a deployment. Secrets have no default and never appear in a repr."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
@@ -387,11 +155,6 @@ class Settings(BaseSettings):
 
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="Seconds for one request with all its judge calls"
-    )
-    max_verdicts: int = Field(
-        default=65_536,
-        ge=1,
-        description="Texts judged times criteria, in one scoring request; beyond them it gets 413",
     )
     drain_delay_s: float = Field(
         default=2.0,
@@ -621,7 +384,7 @@ class _JudgeVariablesSource(PydanticBaseSettingsSource):
 
 
 def _with_secret_files(variables_: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Add to variables (names in lower case) what stands in the files that `…_file` ones name."""
+    """Add the contents of the files that `…_file` variables name (names in lower case)."""
     found = dict(variables_)
     for name in map(str.lower, variables()):
         path = found.get(f"{name}_file")

@@ -1,4 +1,4 @@
-"""Errors that are answered to a caller, one class for each status.
+"""Errors that become HTTP responses, one class per status.
 
     ServiceError
     ├── BadRequest (400)
@@ -19,7 +19,7 @@ becomes a null reward with a reason.
 
 
 class ServiceError(Exception):
-    """An answer that is not a success.
+    """A response that is not a success.
 
     Attributes:
         message: Shown to the caller; says what to do.
@@ -105,7 +105,7 @@ class TooManyRequests(ServiceError):
 
 
 class BadGateway(ServiceError):
-    """A judge or teacher replied, and the reply is of no use. A retry costs again."""
+    """A judge or teacher sent an unusable reply. A retry is charged again."""
 
     status = 502
     type = "judge_error"

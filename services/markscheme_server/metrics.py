@@ -1,7 +1,7 @@
 """The service's metrics for Prometheus, as module-level objects with labels from small fixed sets.
 
 A label holds a name that the operator chose (a judge, an endpoint) or a word of ours (a reason, a
-route's template), never a prompt, a rollout, a key, a raw path or a request's id: whoever may read
+route's template), never a prompt, a rollout, a key, a raw path or a request's id: every reader of
 `/metrics` sees labels, and each new value is another time series.
 
 With `PROMETHEUS_MULTIPROC_DIR` set (`serve --workers N` sets it) each worker keeps its values in a
@@ -28,9 +28,9 @@ from markscheme.vocabulary import AssignedOrigin, FindingKind, UnscoredReason
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 OTHER = "other"
-"""The label of everything that is not counted by name: unknown routes, unusual methods."""
+"""The label for everything without one of its own: unknown routes, unusual methods."""
 
-# They double the series, and multiprocess mode has none: so one and several processes look alike.
+# `_created` series double the number, and multiprocess mode has none.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 

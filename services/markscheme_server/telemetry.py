@@ -1,8 +1,8 @@
 """OpenTelemetry traces, with the `otel` extra and `OTEL_EXPORTER_OTLP_ENDPOINT`.
 
 One span for each request, with the attributes below and no others. The usual instrumentation
-package records by default what must not leave the service: the URL with its query, and the messages
-of exceptions. Judge calls carry no trace header, because they go to machines of others.
+package records by default what must not leave the service: URLs with their query, and messages of
+exceptions. Judge calls carry no trace header, because they leave the deployment.
 """
 
 import os
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 def install(app: FastAPI, provider: "TracerProvider | None" = None) -> None:
-    """Trace the application's requests, to `provider` or as the environment says, if it does."""
+    """Trace requests with `provider`, or with one from the environment if that configures any."""
     if provider is None and any(os.environ.get(name) for name in ENDPOINTS):
         try:
             provider = _exporting_provider()
@@ -36,7 +36,7 @@ def install(app: FastAPI, provider: "TracerProvider | None" = None) -> None:
                 hint="pip install 'markscheme[otel]', or unset OTEL_EXPORTER_OTLP_ENDPOINT",
             )
     if provider is not None:
-        app.add_middleware(Traced, provider=provider)
+        app.add_middleware(TracingMiddleware, provider=provider)
 
 
 def _exporting_provider() -> "TracerProvider":
@@ -55,8 +55,8 @@ def _exporting_provider() -> "TracerProvider":
     return provider
 
 
-class Traced:
-    """Puts a server span around each request but probes, in the caller's trace if it sends one."""
+class TracingMiddleware:
+    """Records a span for each request except probes, in the caller's trace if it sends one."""
 
     def __init__(self, app: ASGIApp, provider: "TracerProvider") -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

@@ -51,7 +51,7 @@ def response(response: str | Sequence[schema.Message]) -> Response:
 def said(
     response: str | Sequence[schema.Message] | schema.Rollout | schema.StudentResponse,
 ) -> str | Sequence[schema.Message]:
-    """Return what a response says: its text or its messages."""
+    """Return a response's content: its text or its messages."""
     if isinstance(response, schema.Rollout | schema.StudentResponse):
         return response.messages if response.messages is not None else response.text or ""
     return response
@@ -79,7 +79,7 @@ def require_text(unsupported: Sequence[str], param: str) -> None:
 
 
 def not_text(unsupported: Sequence[str]) -> str:
-    """Return what to say of parts that are not text."""
+    """Return the error message for parts that are not text."""
     kinds = ", ".join(repr(kind) for kind in unsupported)
     return f"judges read text only, and there are parts of type {kinds}"
 
@@ -188,7 +188,7 @@ def _key_fields(key: Key) -> dict[str, Any]:
 def from_usage(
     usage: JudgeUsage, *, cached_verdicts: int = 0, saved_usd: float = 0.0
 ) -> schema.Usage:
-    """Return what a request cost, and what reuse saved it."""
+    """Return a request's cost, and what reuse saved."""
     return schema.Usage(
         judge_calls=usage.calls,
         prompt_tokens=usage.prompt_tokens,

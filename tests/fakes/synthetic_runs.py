@@ -13,7 +13,7 @@ from markscheme_server.domain.findings import (
     CriterionFigures,
     CriterionStep,
     LengthReward,
-    Paired,
+    PairedRewards,
     PairFigures,
     RunFigures,
     StepFigures,
@@ -160,8 +160,10 @@ def synthetic_run(
                 comparable_groups=int(row["comparable"]),
                 flat_groups=int(row["flat"]),
                 words=int(row["words"]),
-                teacher=Paired(int(row["taught"]), row["reward_sum"], row["teacher_sum"]),
-                second_judge=Paired(int(row["seconds"]), row["seconds_reward"], row["second_sum"]),
+                teacher=PairedRewards(int(row["taught"]), row["reward_sum"], row["teacher_sum"]),
+                second_judge=PairedRewards(
+                    int(row["seconds"]), row["seconds_reward"], row["second_sum"]
+                ),
                 length_reward=scatter,
                 metrics=metrics,
             )

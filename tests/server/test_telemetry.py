@@ -13,8 +13,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from markscheme_server import telemetry
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import Observed, RequestId
-from markscheme_server.telemetry import Traced
+from markscheme_server.api.middleware import ObservabilityMiddleware, RequestIdMiddleware
+from markscheme_server.telemetry import TracingMiddleware
 
 SECRET = "planted-secret"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -46,9 +46,9 @@ def app(exporter: InMemorySpanExporter) -> FastAPI:
     async def healthz() -> str:
         return "ok"
 
-    made.add_middleware(Observed, drain=Drain())
+    made.add_middleware(ObservabilityMiddleware, drain=Drain())
     telemetry.install(made, provider)
-    made.add_middleware(RequestId)
+    made.add_middleware(RequestIdMiddleware)
     return made
 
 
@@ -110,7 +110,7 @@ def test_the_environment_decides(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     app = FastAPI()
     telemetry.install(app)
-    assert [layer.cls for layer in app.user_middleware] == ([Traced] if traced else [])
+    assert [layer.cls for layer in app.user_middleware] == ([TracingMiddleware] if traced else [])
 
 
 def test_without_the_extra_it_says_what_to_install(

@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer
 
 from markscheme import Client
-from markscheme_train import trainer as trainer_module
+from markscheme_train import trainer_checkpoint
 from markscheme_train.config import build_config
 from markscheme_train.reward import RubricReward
 from markscheme_train.self_teacher import ModelCopy
@@ -26,7 +26,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "before the record": (StepRecorder, "on_step_end"),
     "before the checkpoint": (MarkschemeTrainer, "_save_checkpoint"),
     "in mid-checkpoint": (Trainer, "_save_rng_state"),
-    "before the checkpoint's move": (trainer_module, "publish_dir"),
+    "before the checkpoint's move": (trainer_checkpoint, "publish_dir"),
     "before the model is saved": (MarkschemeTrainer, "save_model"),
 }
 """Where a run may die: as it enters this function for the given time (1: the first)."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from markscheme.schema import Rollout
+from markscheme_train.optimiser_step import count_by_step
 from markscheme_train.trainer import MarkschemeTrainer
 
 PROMPTS = ["w1 w2 w3", "w4"]
@@ -24,5 +25,5 @@ def generate(trainer: MarkschemeTrainer) -> dict[str, Any]:
     trainer.current_gradient_accumulation_steps = 1
     rows = [{"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(4)]
     batch = trainer._generate_and_score_completions(rows)
-    trainer._count_by_step([batch])
+    count_by_step(trainer, [batch])
     return batch

@@ -10,11 +10,11 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from markscheme_train import training
+from markscheme_train.callbacks import StopOnNonFinite
 from markscheme_train.config import build_config
 from markscheme_train.errors import Diverged
-from markscheme_train.self_teacher import local_part
+from markscheme_train.sharding import local_part
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import StopOnNonFinite
 from train import recorded_run
 from train.recorded_run import Recorded
 from train.tiny import ScriptedClient

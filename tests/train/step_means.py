@@ -39,13 +39,13 @@ def main(settings: Path, out: Path) -> None:
         part = trainer._prepare_inputs(rows)
         loss = trainer._compute_loss(trainer.model, part).detach()
         mask = part["completion_mask"].float()
-        sums = trainer._total(
+        sums = trainer.total(
             torch.stack([(part["advantages"].unsqueeze(1) * mask).sum(), mask.sum()])
         )
         # Processes average their gradients.
         found.append(
             {
-                "loss": (trainer._total(loss) / trainer.accelerator.num_processes).item(),
+                "loss": (trainer.total(loss) / trainer.accelerator.num_processes).item(),
                 "token_mean": (-sums[0] / sums[1]).item(),
                 "tokens": [mask.sum().item(), sums[1].item()],
             }

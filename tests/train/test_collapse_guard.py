@@ -16,8 +16,9 @@ from markscheme_train.collapse_guard import STATE_FILE
 from markscheme_train.config import build_config
 from markscheme_train.errors import Collapsed
 from markscheme_train.self_teacher import ModelCopy
+from markscheme_train.self_teacher_lifecycle import teacher_rate
 from markscheme_train.step_log import StepRecord, read_records
-from markscheme_train.trainer import SELF_TEACHER_FILE
+from markscheme_train.trainer_checkpoint import SELF_TEACHER_FILE
 from markscheme_train.training import train
 from train.routed_batch import MIXED, PROMPTS, Maker, generate, mixed
 from train.tiny import Script, ScriptedClient
@@ -119,9 +120,9 @@ def test_a_control_is_measured_and_not_learnt_from(make_srpo_trainer: Maker) -> 
 
 def test_a_frozen_self_teacher_follows_no_longer(make_srpo_trainer: Maker) -> None:
     trainer = make_srpo_trainer(on_collapse="freeze_teacher")
-    assert trainer.teacher_rate() == 0.05
+    assert teacher_rate(trainer) == 0.05
     trainer.guard.watch.found[Rule.SHORT] = 3
-    assert trainer.teacher_rate() == 0.0
+    assert teacher_rate(trainer) == 0.0
 
 
 @pytest.mark.parametrize("preset", ["srpo", "sdpo"])

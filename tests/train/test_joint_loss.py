@@ -18,6 +18,7 @@ from markscheme_train import losses
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.losses import SrpoConfig, SrpoInputs
+from markscheme_train.optimiser_step import count_by_step
 from markscheme_train.reprompt import reprompt
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
@@ -114,7 +115,7 @@ def make(
             {"prompt": prompt, "teacher_responses": None} for prompt in PROMPTS for _ in range(SIZE)
         ]
         batch = trainer._generate_and_score_completions(rows)
-        trainer._count_by_step([batch])
+        count_by_step(trainer, [batch])
         with torch.no_grad():
             for weight in trainer.model.parameters():
                 weight.add_(0.2 * weight.std() * torch.randn_like(weight))

@@ -18,7 +18,9 @@ from markscheme_train.errors import ConfigError
 from markscheme_train.reward import Row, RowScore, RubricReward
 from markscheme_train.self_distillation import ScoredRows, SelfDistillation
 from markscheme_train.self_teacher import ModelCopy
-from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_shards
+from markscheme_train.sharding import check_shards
+from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.trainer_checkpoint import SELF_TEACHER_FILE
 from markscheme_train.training import build_trainer, train
 from train.routed_batch import PROMPTS, Maker, generate, mixed
 from train.tiny import ScriptedClient
@@ -69,15 +71,15 @@ def test_how_strongly_each_branch_pulls(
     trainer = make_srpo_trainer()
     batch = generate(trainer)
     trainer._compute_loss(trainer.model, batch).backward()
-    found = trainer._norms.take(torch.device("cpu")).sqrt().tolist()
-    assert not trainer._norms.take(torch.device("cpu")).any()
+    found = trainer.distillation.norms.take(torch.device("cpu")).sqrt().tolist()
+    assert not trainer.distillation.norms.take(torch.device("cpu")).any()
     alone = []
     for lone in (
         {"weight_mean": torch.tensor(torch.inf)},
         {"advantages": torch.zeros_like(batch["advantages"])},
     ):
         trainer._compute_loss(trainer.model, {**batch, **lone}).backward()
-        alone.append(trainer._norms.take(torch.device("cpu")).sum().sqrt().item())
+        alone.append(trainer.distillation.norms.take(torch.device("cpu")).sum().sqrt().item())
     assert min(alone) > 0
     assert found == pytest.approx(alone, rel=1e-4)
 

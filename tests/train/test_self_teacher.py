@@ -9,11 +9,11 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from markscheme_train.hidden_states import output_head
 from markscheme_train.self_teacher import (
     AdapterCopy,
     ModelCopy,
     TrustRegion,
-    output_head,
     scheduled,
 )
 

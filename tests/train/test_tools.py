@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from markscheme import Client
 from markscheme.integrations.trl import RubricReward
 from markscheme_train.config import build_config
+from markscheme_train.optimiser_step import count_by_step
 from markscheme_train.trainer import MarkschemeTrainer
 from train.tiny import ScriptedClient
 from train.tools import scripted_student, tool_call, tool_tokenizer
@@ -146,7 +147,7 @@ def test_the_self_teacher_reads_a_trajectory_and_teaches_only_what_the_student_w
     for prompt in read:
         called = "[Result of population]\nregister: Oslo 709037" in prompt
         assert called == ("[Call of population]" in prompt)
-    trainer._count_by_step([batch])
+    count_by_step(trainer, [batch])
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()
     assert loss.isfinite()

@@ -22,9 +22,10 @@ from markscheme_train.errors import (
     Stopped,
     TrainError,
 )
+from markscheme_train.run_folder import config_fingerprint, resolve_run_id
 from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import config_fingerprint, resolve_run_id, resolve_thinking, train
+from markscheme_train.training import resolve_thinking, train
 from train.tiny import CRITERION, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.

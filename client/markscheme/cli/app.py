@@ -42,7 +42,7 @@ COMMANDS = {
     "serve": CommandInfo("Run", "Start the rubric service", "server"),
     "score": CommandInfo("Run", "Score the rollouts of a file"),
     "teach": CommandInfo("Run", "Fill the teacher bank for a file of prompts"),
-    "induce": CommandInfo("Run", "Make rubrics ahead of a training"),
+    "induce": CommandInfo("Run", "Create rubrics before a training"),
     "train": CommandInfo("Run", "Train a model on rubric rewards", "train"),
     "demo": CommandInfo("Run", "Train a small model here and report", "train"),
     "demo-control": CommandInfo("Run", "Repeat the demo with shuffled rewards", "train"),

@@ -63,12 +63,10 @@ def induce(
         typer.Option(help="Judge that writes the rubrics. Default: the service's rubricator."),
     ] = None,
     thinking: Annotated[
-        Thinking, typer.Option(help="What is read of a student response; see 'score'.")
+        Thinking, typer.Option(help="Which thoughts are left out; see 'score'.")
     ] = "auto",
     view: ViewOption = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask before models are paid for.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before paid calls.")] = False,
     prompt_column: PromptColumn = None,
     teacher_column: TeacherColumn = None,
     student_column: Annotated[
@@ -76,14 +74,14 @@ def induce(
         typer.Option(help="Column of the student responses. Default: student_responses."),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Prompts that are worked on at the same time.")
+        int, typer.Option(min=1, help="Prompts processed at the same time.")
     ] = 8,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Make rubrics for prompts ahead of a training.
+    """Create rubrics for prompts before a training.
 
     Contrasts teacher responses with student responses, prompt by prompt. A prompt that has a
-    rubric is skipped, so run it again to go on. A training with 'reuse: frozen' then induces
+    rubric is skipped, so run it again to continue. A training with 'reuse: frozen' then induces
     nothing.
 
     On a terminal it shows what the calls will cost and asks before it begins.

@@ -45,7 +45,7 @@ ViewOption = Annotated[
     View | None,
     typer.Option(
         "--view",
-        help="What of a trajectory is judged: reply, the last text of the assistant; assistant, "
+        help="Part of a trajectory to judge: reply, the last text of the assistant; assistant, "
         "all its texts; full, also tool calls and results. Default: as the rubric or the judge "
         "says.",
     ),

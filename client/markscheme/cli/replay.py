@@ -37,20 +37,20 @@ def replay(
         str | None, typer.Option(metavar="ID", help="Score its prompt's groups under this rubric.")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Have this judge of the service judge.")
+        str | None, typer.Option(metavar="NAME", help="Judge of the service to score with.")
     ] = None,
-    view: Annotated[View | None, typer.Option(help="What of a trajectory is judged.")] = None,
+    view: Annotated[View | None, typer.Option(help="Part of a trajectory to judge.")] = None,
     verify: Annotated[
         VerifyMode | None, typer.Option(help="Judge rollouts one by one, or a group at once.")
     ] = None,
     thinking: Annotated[
-        Thinking, typer.Option(help="What was judged of a thought; as the run was scored.")
+        Thinking, typer.Option(help="Which thoughts are judged: give the run's setting.")
     ] = "auto",
     clamp: Annotated[
-        Clamp, typer.Option(help="What became of rewards below 0; as the run was scored.")
+        Clamp, typer.Option(help="What becomes of a reward below 0: give the run's setting.")
     ] = "zero",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what it takes at most.")
+        bool, typer.Option("--dry-run", help="Only print its greatest possible cost.")
     ] = False,
     cancel: Annotated[
         str | None, typer.Option(metavar="REPLAY", help="Cancel this replay of the run.")
@@ -60,8 +60,8 @@ def replay(
 ) -> None:
     """Score a run's rollouts again and compare.
 
-    Give --rubric, --judge, --view or --verify; what is left out stays as it was. Without any of
-    them the run's replays are listed. The run itself stays as it is. Ctrl-C leaves the replay
+    Give --rubric, --judge, --view or --verify; the others stay as the run was scored. Without any
+    of them the run's replays are listed. The run itself does not change. Ctrl-C leaves the replay
     running.
     """
     changes: ReplayChanges = {

@@ -60,14 +60,14 @@ def import_file(
         ExchangeFormat | None,
         typer.Option(
             metavar="NAME",
-            help=f"Format of the rubrics: {_FORMATS}. Default: told from their fields.",
+            help=f"Format of the rubrics: {_FORMATS}. Default: detected from their fields.",
         ),
     ] = None,
     map: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PART=PATH",
-            help="Where the rows of a format of your own have their parts: prompt, criteria, and "
+            help="Where rows of a format of your own hold each part: prompt, criteria, and "
             "within a criterion text and points; also reference and id. Several: prompt=question "
             "criteria=checklist text=item points=weight.",
         ),
@@ -85,7 +85,7 @@ def import_file(
     ] = True,
     teacher_model: Annotated[
         str | None,
-        typer.Option(help="Whose the reference answers are. Default: what the format says."),
+        typer.Option(help="Model that wrote the reference answers. Default: as the format says."),
     ] = None,
     allow_loss: Annotated[
         bool,
@@ -111,7 +111,7 @@ def import_file(
 
     Fields that a rubric has no place for are kept in its metadata, and reference answers go to the
     teacher bank. Prints the id of a single rubric. Of several, each row that fails is reported and
-    the others are imported. Run it again to go on: a rubric that is there already is not stored
+    the others are imported. Run it again to continue: a rubric that is there already is not stored
     twice, but gets the tags that it lacks.
     """
     importer: RubricImporter | None = None
@@ -154,7 +154,7 @@ def import_file(
         problems.finish()
     except (MarkschemeError, ValueError, OSError) as error:
         started = importer is not None and (importer.report.imported or importer.report.failed)
-        stopped = f"\nstopped; run it again to go on. {importer.report}" if started else ""  # type: ignore[union-attr]
+        stopped = f"\nstopped; run it again to continue. {importer.report}" if started else ""  # type: ignore[union-attr]
         fail(_name_file(arguments, error) + stopped)
     except KeyboardInterrupt:
         fail(

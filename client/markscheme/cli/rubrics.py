@@ -141,7 +141,7 @@ def lineage(
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Show what made a rubric, and what it led to.
+    """Show a rubric's origin, versions and forks.
 
     A tree of its versions and forks, with the models and responses it was induced from and the
     runs that were scored by it.

@@ -45,7 +45,7 @@ runs = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
     epilog=EPILOG,
-    help="List your team's runs, the last heard of first, or watch one.",
+    help="List your team's runs, most recently active first, or watch one.",
 )
 
 
@@ -56,7 +56,7 @@ def list_runs(
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """List your team's runs, the last heard of first, or watch one."""
+    """List your team's runs, most recently active first, or watch one."""
     if context.invoked_subcommand is not None:
         return
     with reported_errors(), connect(url) as client:

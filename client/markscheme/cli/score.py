@@ -167,9 +167,9 @@ def score(
 
     Writes one scored group a line. A reward that is not known is null, and the summary says why.
 
-    Run it again to go on: finished groups are kept, groups with null rewards are asked for again,
-    as are groups that were scored with another --rubric, --verify, --thinking, --view or --clamp;
-    -o keeps both.
+    Run it again to continue: finished groups are kept. Groups with null rewards are scored again,
+    and so are groups scored with another --rubric, --verify, --thinking, --view or --clamp; give
+    -o to keep both.
 
     Exit status: 0 every reward is known, 3 some are null, 1 failed, 130 interrupted.
     """

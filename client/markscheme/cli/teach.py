@@ -45,16 +45,14 @@ def teach(
         ),
     ] = None,
     url: Url = DEFAULT_URL,
-    concurrency: Annotated[
-        int, typer.Option(min=1, help="Prompts that the teacher is asked for at the same time.")
-    ] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Prompts sampled at the same time.")] = 8,
     prompt_column: PromptColumn = None,
     teacher_column: TeacherColumn = None,
 ) -> None:
     """Fill the teacher bank for prompts.
 
     Stores the responses that the data hold, then has the service ask its teacher for those that
-    are missing. Run it again to go on: a prompt that has enough responses costs
+    are missing. Run it again to continue: a prompt that has enough responses costs
     nothing.
     """
     from markscheme.teaching import Prompts, TeachReport, teach_all

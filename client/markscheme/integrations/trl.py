@@ -80,7 +80,7 @@ _Call = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
+class _PartialBatch:
     """A batch of which single groups have been posted, by id, before it was complete."""
 
     call: _Call
@@ -89,7 +89,7 @@ class _Begun:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Started:
+class _PostedBatch:
     """A batch whose groups have been posted.
 
     `rows` are those of all processes, `counts` how many each has, `members` the rows of each group.
@@ -190,8 +190,8 @@ class RubricReward:
         self.last: RewardReport | None = None
         self._call: _Call = (-1, 0)
         self._answered: tuple[Any, list[float | None]] = (None, [])
-        self._begun: _Begun | None = None
-        self._started: list[_Started] = []
+        self._begun: _PartialBatch | None = None
+        self._started: list[_PostedBatch] = []
 
     def start(
         self,
@@ -217,7 +217,7 @@ class RubricReward:
         counts, run_ids = zip(*processes.gather([(len(own), self.run_id)]), strict=True)
         rows = processes.gather(own)
         members = group_rows(rows, self.num_generations)
-        self._started.append(_Started(call, completions, rows, counts, members, begun.scores))
+        self._started.append(_PostedBatch(call, completions, rows, counts, members, begun.scores))
         self._begun = None
         _warn_of_problems(own)
         first = sum(counts[: processes.rank])
@@ -365,12 +365,12 @@ class RubricReward:
         # repeats them.
         return step, last_count + 1 if last_step == step else 0
 
-    def _batch(self, call: _Call) -> _Begun:
+    def _batch(self, call: _Call) -> _PartialBatch:
         """Return the batch of a call, which may have been begun; cancel another that was."""
         if self._begun is None or self._begun.call != call:
             if self._begun is not None:
                 self._begun.scores.cancel()
-            self._begun = _Begun(call, PendingScores(self.max_outage_s), {})
+            self._begun = _PartialBatch(call, PendingScores(self.max_outage_s), {})
         return self._begun
 
     def _post(self, scores: PendingScores, groups: Sequence[Group], run: Run) -> None:
@@ -434,7 +434,7 @@ class RubricReward:
             return None
         return group_of(identifier, askable, askable[0][1].rubric_id or self.rubric_id)
 
-    def _report(self, started: _Started, batch: ScoreBatch, seconds: float) -> RewardReport:
+    def _report(self, started: _PostedBatch, batch: ScoreBatch, seconds: float) -> RewardReport:
         """Return scores by id, not by position, so that none is credited to a neighbour."""
         answered = {
             (group.id, rollout.id): rollout for group in batch.groups for rollout in group.rollouts

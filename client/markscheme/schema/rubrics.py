@@ -156,16 +156,16 @@ Criteria = Annotated[
 RubricView = Annotated[
     View | None,
     Field(
-        description="What of a trajectory its criteria are about: reply, the last text of the "
-        "assistant; assistant, all its texts; full, also tool calls, their results and what others "
-        "said. Default: as the judge is set"
+        description="Which part of a trajectory its criteria are about: reply, the last text of "
+        "the assistant; assistant, all its texts; full, also tool calls, their results and what "
+        "others said. Default: as the judge is set"
     ),
 ]
 RequestedView = Annotated[
     View | None,
     Field(
-        description="What of a trajectory is judged: reply, assistant or full. Default: as the "
-        "rubric says, else as the judge is set"
+        description="Which part of a trajectory is judged: reply, assistant or full. Default: as "
+        "the rubric says, else as the judge is set"
     ),
 ]
 

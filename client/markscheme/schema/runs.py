@@ -123,7 +123,7 @@ class RunSummary(Wire):
 
 
 class RunList(Wire):
-    """`GET /v1/runs`: the runs of the caller's team, the last heard of first."""
+    """`GET /v1/runs`: the runs of the caller's team, most recently active first."""
 
     object: Literal["list"] = "list"
     data: list[RunSummary]

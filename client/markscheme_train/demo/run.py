@@ -24,15 +24,10 @@ from markscheme_train.demo.result import Change, DemoResult, print_result
 from markscheme_train.demo.service import running_service
 from markscheme_train.demo.words import known_words
 from markscheme_train.progress import LiveTable
+from markscheme_train.run_folder import config_fingerprint, has_run
 from markscheme_train.run_report import RunReport
 from markscheme_train.step_log import StepRecord, read_records
-from markscheme_train.training import (
-    STEPS_FILE,
-    config_fingerprint,
-    has_run,
-    silence_libraries,
-    train,
-)
+from markscheme_train.training import STEPS_FILE, silence_libraries, train
 
 INDUCTION_SEED = 1_000
 EVALUATION_SEED = 2_000

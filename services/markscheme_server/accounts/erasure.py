@@ -64,7 +64,7 @@ async def erase_team(
         erased_at = await eraser.mark_erased()
     except UnknownTeam as error:
         raise await unknown_team(store.teams, team, "name") from error
-    # Other teams lose sight of its rubrics at once; requests under way are waited for.
+    # Hide its rubrics from other teams at once, then wait for running requests.
     await eraser.withdraw_rubrics()
     await asyncio.sleep(SETTLE_S)
     if on_total is not None:

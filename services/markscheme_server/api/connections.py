@@ -44,10 +44,10 @@ def max_connections(judge_calls: int) -> int:
     return min(MAX_CONNECTIONS, max(descriptors // 2, descriptors - OWN_DESCRIPTORS - judge_calls))
 
 
-class Waiting:
-    """The connections of one process that wait for their client.
+class WaitingConnections:
+    """The connections of one process that wait for their client, the longest wait first.
 
-    One queue waits for heads, one for bodies; the longest wait is first.
+    One queue is for request heads, one for bodies.
     """
 
     def __init__(self, limit: int) -> None:
@@ -89,7 +89,7 @@ class Connection(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        waiting: Waiting,
+        waiting: WaitingConnections,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.waiting = waiting

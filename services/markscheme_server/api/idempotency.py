@@ -66,34 +66,34 @@ class Idempotency:
         """
         if self._key is None:
             return _response(status, (await work()).model_dump_json())
-        address = RequestKey(caller_of(self._request).team, self._request.url.path, self._key)
+        request_key = RequestKey(caller_of(self._request).team, self._request.url.path, self._key)
         # A field left out and one that states its default ask for the same. And a field that a
         # later version adds must not turn a call that is being retried into another call.
         fingerprint = digest(
             {
-                "team": address.team,
-                "route": address.route,
+                "team": request_key.team,
+                "route": request_key.route,
                 "body": payload.model_dump(mode="json", exclude_defaults=True),
             }
         )
-        state = await self._store.begin(address, fingerprint)
+        state = await self._store.begin(request_key, fingerprint)
         if not isinstance(state, Started):
             return _replay(state)
         try:
-            async with _renewed(self._store, address, state.owner):
+            async with _renewed(self._store, request_key, state.owner):
                 response = await self._outcome(work, status)
         except BaseException:
             # When this fails too, the row is freed when its lease ends.
             with suppress(SQLAlchemyError, OSError):
-                await asyncio.shield(self._store.release(address, state.owner))
+                await asyncio.shield(self._store.release(request_key, state.owner))
             raise
         text = bytes(response.body).decode()
         while not await self._store.finish(
-            address, state.owner, status=response.status_code, body=text
+            request_key, state.owner, status=response.status_code, body=text
         ):
             # Another attempt took over when our lease ended. All senders must get the same
             # answer, so theirs counts.
-            state = await self._store.begin(address, fingerprint)
+            state = await self._store.begin(request_key, fingerprint)
             if not isinstance(state, Started):
                 return _replay(state)
         return response
@@ -132,14 +132,16 @@ def _response(status: int, body: str, headers: dict[str, str] | None = None) -> 
 
 
 @asynccontextmanager
-async def _renewed(store: IdempotencyStore, address: RequestKey, owner: str) -> AsyncIterator[None]:
+async def _renewed(
+    store: IdempotencyStore, request_key: RequestKey, owner: str
+) -> AsyncIterator[None]:
     """Renew the lease while the block runs."""
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(store.lease_s / 3)
             with suppress(SQLAlchemyError, OSError):  # a lease outlasts two failed renewals
-                if not await store.renew(address, owner):
+                if not await store.renew(request_key, owner):
                     return
 
     renewing = asyncio.create_task(renew())

@@ -40,7 +40,7 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 log = structlog.get_logger()
 
 
-class RequestId:
+class RequestIdMiddleware:
     """Gives a request its id, in logs and in `X-Request-ID`: the caller's, if well-formed."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -64,8 +64,8 @@ class RequestId:
         return None
 
 
-class Observed:
-    """Measures a request and writes its log line; of what the caller chose both hold only the id.
+class ObservabilityMiddleware:
+    """Measures and logs requests. Of caller-chosen text, both hold the request id only.
 
     Leaves `markscheme.route` and `markscheme.status` in the scope for outer layers. Successful
     probes are logged at debug: they come every few seconds.
@@ -175,7 +175,7 @@ class BodyTooLarge(Exception):
     """The body is larger than the limit."""
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuses a body above `limit` bytes, by its declared length or while it streams.
 
     Starlette's own limiter answers in plain text.
@@ -239,7 +239,7 @@ class BodyLimit:
         await response(scope, receive, send)
 
 
-class HeadAsGet:
+class HeadMiddleware:
     """Answers HEAD as GET without the body, which FastAPI's routes do not."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -258,11 +258,11 @@ class HeadAsGet:
         return await self.app({**scope, "method": "GET"}, receive, without_body)
 
 
-class Authenticated:
-    """Authenticates calls of `/v1/`, `/compat/` and of the pages before their body is read.
+class AuthenticationMiddleware:
+    """Authenticates requests to `/v1/`, `/compat/` and the pages before their body is read.
 
-    The key of `/compat/` is in the path. Pages also take the session of a browser; one without a
-    session is led to the sign-in.
+    `/compat/` takes the key from the path. Pages also take a browser's session, and redirect to the
+    sign-in page without one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -306,7 +306,7 @@ def _needs_caller(path: str) -> bool:
 
 
 def _to_sign_in(scope: Scope) -> RedirectResponse:
-    """Lead to the sign-in, and back afterwards. The way is relative, so that it fits any proxy."""
+    """Redirect to the sign-in page and back. The path is relative, to work behind any proxy."""
     wanted = scope["raw_path"].decode("latin-1").partition(PAGES)[2]
     query = scope["query_string"].decode("latin-1")
     back = f"?next={quote(f'{wanted}?{query}' if query else wanted, safe='')}"
@@ -314,11 +314,11 @@ def _to_sign_in(scope: Scope) -> RedirectResponse:
     return RedirectResponse(way + (back if scope["method"] == "GET" and wanted else ""), 303)
 
 
-class RateLimited:
-    """Refuses requests of a team beyond its requests a minute, before the body is read.
+class RateLimitMiddleware:
+    """Rejects requests beyond a team's limit a minute, before the body is read.
 
-    A burst within the limit waits its turn, `markscheme_server.accounts.rate_limit` says how long.
-    Every answer to a team with a limit says what is left, in OpenAI's headers.
+    A burst within the limit is delayed as `markscheme_server.accounts.rate_limit` decides. Every
+    response to a team with a limit states what is left, in OpenAI's headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:

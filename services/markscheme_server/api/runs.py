@@ -33,7 +33,7 @@ CriterionKey = Annotated[
 ]
 
 
-@router.get("/runs", summary="List runs, the last heard of first")
+@router.get("/runs", summary="List runs, most recently active first")
 async def list_runs(
     caller: Reader, services: UsesServices, limit: Limit = 20, after: AfterRun = None
 ) -> schema.RunList:

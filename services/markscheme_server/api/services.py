@@ -70,7 +70,7 @@ UsesServices = Annotated[Services, Depends(_services)]
 _BEARER = HTTPBearer(
     auto_error=False, description="An API key, once the service has one: `mk_…`, or the operator's"
 )
-"""For the OpenAPI document only: `Authenticated` checks the key before the body is read."""
+"""For the OpenAPI document only: `AuthenticationMiddleware` checks keys, before bodies are read."""
 
 
 def _require(scope: Scope) -> Any:

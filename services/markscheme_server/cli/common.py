@@ -20,14 +20,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server import logs
-from markscheme_server.config import (
-    CONFIG_FILE,
-    ENV_FILE,
-    HOME,
-    Settings,
-    unused_keys,
-    variable_of,
-)
+from markscheme_server.config import CONFIG_FILE, ENV_FILE, HOME, Settings, unused_keys, variable_of
 from markscheme_server.errors import ServiceError
 
 if TYPE_CHECKING:

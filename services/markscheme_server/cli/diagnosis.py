@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server.app import make_judge
 from markscheme_server.cli.common import NO_DATABASE, name_database
-from markscheme_server.config import BUILTIN, TEACHER, Settings
+from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import (
@@ -23,6 +23,7 @@ from markscheme_server.judge.base import (
 from markscheme_server.judge.failures import SEE_DOCTOR
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.probing import listed_models, probe_schema
+from markscheme_server.judge_settings import BUILTIN, TEACHER
 from markscheme_server.store.engine.database import DatabaseMissing
 from markscheme_server.store.maintenance.migrate import find_revision, rls_enforced
 from markscheme_server.store.probes import Probe

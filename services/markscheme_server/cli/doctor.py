@@ -16,7 +16,8 @@ from markscheme.plan import TrainingPlan
 from markscheme_server import logs
 from markscheme_server.cli.common import EnvFile, read_settings
 from markscheme_server.cli.estimate import CRITERIA, Estimate, UnknownJudge, estimate
-from markscheme_server.config import DEFAULT, Settings
+from markscheme_server.config import Settings
+from markscheme_server.judge_settings import DEFAULT
 
 TRAIN = (sys.executable, "-c", "from markscheme.cli import main; main()", "train")
 
@@ -33,15 +34,15 @@ def doctor(
         ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value pairs that override that file.")
+        list[str] | None, typer.Argument(help="key=value pairs that override the file of --train.")
     ] = None,
     _env_file: EnvFile = None,
 ) -> None:
     """Check the settings, the database and each judge.
 
-    Each judge is asked two to four small questions: does it answer, and right; does it write a
-    rubric; does it enforce structured output? The last is stored for seven days, and a service
-    that starts in that time begins with it.
+    Each judge is asked two to four small questions: does it answer correctly, does it write a
+    rubric, does it enforce structured output? The last result is stored for seven days, and a
+    service that starts within them uses it.
 
     With --train it also estimates how many judge calls and tokens a training takes, what they
     cost at the judge's prices, and how long they take at its limits.

@@ -13,12 +13,13 @@ from typing import Literal
 
 from markscheme.names import did_you_mean
 from markscheme.plan import TrainingPlan
-from markscheme_server.config import BUILTIN, JudgeSettings, Settings
+from markscheme_server.config import Settings
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import CHARACTERS_PER_TOKEN
 from markscheme_server.domain.usage import NANO
 from markscheme_server.judge import prompts
 from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
+from markscheme_server.judge_settings import BUILTIN, JudgeSettings
 
 Role = Literal["rubricator", "verifier"]
 ROLES: tuple[Role, ...] = ("rubricator", "verifier")

@@ -26,7 +26,7 @@ keys = typer.Typer(
     "every call needs one.\n\n"
     "These commands open the database of MARKSCHEME_DATABASE_URL or MARKSCHEME_HOME. "
     "MARKSCHEME_KEY_PEPPER must be set, to the same value for the service and for these "
-    "commands: keys are stored under it, and with another one no key is recognised.",
+    "commands: keys are hashed with it, and no key works with another one.",
 )
 KeyPrefix = Annotated[
     str, typer.Argument(help="The key, or as much of its beginning as no other key shares.")

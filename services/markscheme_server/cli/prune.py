@@ -43,7 +43,7 @@ def prune(
     ] = False,
     _env_file: EnvFile = None,
 ) -> None:
-    """Remove what old runs left.
+    """Remove old rollouts, verdicts and judge calls.
 
     Removes rollouts, assignments, verdicts, judge calls, answers stored under idempotency keys,
     and texts and prompts that nothing refers to any more. Keeps rubrics with their lineage,

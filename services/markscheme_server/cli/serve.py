@@ -15,7 +15,8 @@ from markscheme_server.cli.common import (
     read_settings,
     run_on_database,
 )
-from markscheme_server.config import BUILTIN, Settings
+from markscheme_server.config import Settings
+from markscheme_server.judge_settings import BUILTIN
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -30,11 +31,11 @@ def serve(
     ] = 8321,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes on that port. Default: MARKSCHEME_WORKERS, else 1."),
+        typer.Option(min=1, help="Worker processes. Default: MARKSCHEME_WORKERS, else 1."),
     ] = None,
     log_level: Annotated[
         logs.Level,
-        typer.Option(envvar="MARKSCHEME_LOG_LEVEL", help="Least level that is logged, on stderr."),
+        typer.Option(envvar="MARKSCHEME_LOG_LEVEL", help="Lowest level to log, on stderr."),
     ] = "info",
     probe: Annotated[
         bool,
@@ -48,8 +49,8 @@ def serve(
 ) -> None:
     """Run the service.
 
-    Settings are MARKSCHEME_* variables, in the environment or in a file; the documentation lists
-    them.
+    Settings are MARKSCHEME_* variables, in the environment or in a file: see
+    docs/configuration.md.
     """
     # Before the imports below: libraries that log must find logging configured.
     logs.configure(log_level)

@@ -71,11 +71,15 @@ class Server(uvicorn.Server):
     def __init__(
         self, settings: Settings, *, ready: Callable[[], None], worker: bool = False
     ) -> None:
-        from markscheme_server.api.connections import Connection, Waiting, max_connections
+        from markscheme_server.api.connections import (
+            Connection,
+            WaitingConnections,
+            max_connections,
+        )
         from markscheme_server.app import create_app  # here: the supervisor needs none of it
 
         self.drain = Drain()
-        self.waiting = Waiting(
+        self.waiting = WaitingConnections(
             max_connections(sum(judge.concurrency for judge in settings.judges.values()))
         )
         super().__init__(

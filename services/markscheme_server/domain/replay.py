@@ -1,7 +1,7 @@
 """Compare the rewards of the same rollouts before and after a change. Pure.
 
-Rollouts of a group share a prompt and a rubric, so their differences are not independent. Intervals
-therefore count groups, not rollouts. What is not known on one side is left out on both.
+Rollouts of a group share a prompt and a rubric, so their differences are not independent: intervals
+treat a group as one cluster. A rollout without a reward on one side is left out on both.
 """
 
 import math
@@ -21,8 +21,7 @@ _SAME = 1e-9
 class Interval(NamedTuple):
     """A mean with its 95 % interval.
 
-    `value` is `None` where nothing is known, `low` and `high` are where there are fewer than two
-    groups.
+    `value` is `None` if nothing is known; `low` and `high` are `None` with fewer than two groups.
     """
 
     value: float | None
@@ -73,9 +72,9 @@ class CriterionChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a change does to the rewards.
+    """How the rewards differ after a change.
 
-    `rollouts`: how many have a reward on both sides. `difference`: the mean reward after minus that
+    `rollouts`: those with a reward on both sides. `difference`: the mean reward after minus that
     before. `rank_agreement`: the mean over groups of Kendall's tau-b; `rank_groups`: those with a
     spread on both sides. `sign_changes`: share of rollouts whose advantage, the reward minus the
     mean of the group, changes its sign, also from or to 0.
@@ -207,7 +206,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def criterion_changes(groups: Sequence[ReplayedGroup]) -> list[CriterionChange]:
-    """Return what became of each criterion, the most flipped first.
+    """Return how each criterion's verdicts changed, the most flipped first.
 
     A criterion that only one of the two rubrics has is counted on its side only.
     """
@@ -254,7 +253,7 @@ def _change(
 
 
 def _verdicts(verdicts: str, criteria: Sequence[str]) -> str:
-    """Return a verdict string that fits its criteria, else an empty one: older rows have none."""
+    """Return the verdict string if its length fits the criteria, else "": old rows have none."""
     return verdicts if len(verdicts) == len(criteria) else ""
 
 

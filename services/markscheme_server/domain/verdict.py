@@ -43,7 +43,7 @@ class Verdict:
             raise TypeError("met must be a boolean")
 
 
-class _Decided(Protocol):
+class _HasDecision(Protocol):
     @property
     def met(self) -> bool | None: ...
 
@@ -54,7 +54,7 @@ class _Decided(Protocol):
 MET, NOT_MET, NOT_APPLICABLE, UNKNOWN = "10-?"
 
 
-def verdict_string(verdicts: Iterable[_Decided]) -> str:
+def verdict_string(verdicts: Iterable[_HasDecision]) -> str:
     """Return verdicts as they are stored with a rollout: one character each, in their order.
 
     `1` met, `0` not met, `-` not applicable, `?` unknown.

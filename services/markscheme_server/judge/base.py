@@ -123,7 +123,7 @@ class Judge(Protocol):
 
     @property
     def view(self) -> View | None:
-        """What of a trajectory it judges where neither request nor rubric says so."""
+        """Which part of a trajectory it judges where neither request nor rubric says so."""
 
     @property
     def max_response_tokens(self) -> int | None:

@@ -8,7 +8,6 @@ from typing import Any
 import httpx2
 import openai
 
-from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.hashing import ChatMessage, message_text
 from markscheme_server.judge import replies
 from markscheme_server.judge.capabilities import Capabilities, StructuredForm
@@ -17,6 +16,7 @@ from markscheme_server.judge.refusal_parsing import of_completion, of_response
 from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
 from markscheme_server.judge.retry import ProtocolError
 from markscheme_server.judge.spend import LONGEST_REPLY_TOKENS, Spending
+from markscheme_server.judge_settings import JudgeSettings, Role
 
 MIN_REPLY_TOKENS = 64
 """Below this a reply is not worth asking for."""

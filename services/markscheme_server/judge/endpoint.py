@@ -9,11 +9,11 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 from pydantic import SecretStr
 
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings, origin_of
 from markscheme_server.judge.breaker import Breaker, BreakerState
 from markscheme_server.judge.capabilities import FORMS, Capabilities
 from markscheme_server.judge.refusals import Refusal, RefusalKind
 from markscheme_server.judge.reply_cap import cap_reply
+from markscheme_server.judge_settings import JudgeSettings, origin_of
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_TIMEOUT_S = 5.0

@@ -18,7 +18,6 @@ import tenacity
 from prometheus_client import Gauge
 
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.failures import BreakerOpen, RateLimited, failure_of
@@ -35,6 +34,7 @@ from markscheme_server.judge.retry import (
     is_timeout,
     retry_after_s,
 )
+from markscheme_server.judge_settings import JudgeSettings
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 
@@ -69,7 +69,7 @@ class Gateway:
         return self.settings.concurrency
 
     def reserve(self, calls: int, team: str) -> QueueReservation:
-        """Reserve room for the calls of a team's request; see `CallQueue.reserve`."""
+        """Reserve capacity for the calls of a team's request; see `CallQueue.reserve`."""
         return self.queue.reserve(calls, team)
 
     async def call(
@@ -249,7 +249,7 @@ class Gateway:
     def _is_retryable(self, error: BaseException) -> bool:
         if not isinstance(error, _AttemptFailed) or error.kind is RetryKind.NEVER:
             return False
-        # The endpoint asks for more patience than a caller is made to have.
+        # The endpoint asks for a longer wait than a caller should have.
         if (error.retry_after_s or 0.0) > MAX_RETRY_AFTER_S:
             return False
         if error.kind is RetryKind.RATE_LIMIT or error.endpoint is None:
@@ -318,7 +318,7 @@ class _StopAtDeadline(tenacity.stop.stop_base):
         return asyncio.get_running_loop().time() + state.upcoming_sleep >= self._context.deadline.at
 
 
-class _Counted:
+class _GaugeUnit:
     """One unit of a gauge, which is taken off once."""
 
     def __init__(self, gauge: Gauge) -> None:
@@ -332,9 +332,9 @@ class _Counted:
 
 
 @contextmanager
-def _counted(gauge: Gauge) -> Iterator[_Counted]:
-    """Count the block in a gauge, until its end or until `_Counted.end`."""
-    count = _Counted(gauge)
+def _counted(gauge: Gauge) -> Iterator[_GaugeUnit]:
+    """Count the block in a gauge, until its end or until `_GaugeUnit.end`."""
+    count = _GaugeUnit(gauge)
     try:
         yield count
     finally:

@@ -16,7 +16,6 @@ import openai
 from markscheme.text import replace_invalid
 from markscheme.vocabulary import UnscoredReason, View
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings, Role
 from markscheme_server.domain.call_context import CallContext, Deadline, SpendGuard
 from markscheme_server.domain.hashing import (
     ChatMessage,
@@ -47,6 +46,7 @@ from markscheme_server.judge.reply_cap import UnusableReply
 from markscheme_server.judge.retry import ProtocolError
 from markscheme_server.judge.sanitise import quotes
 from markscheme_server.judge.spend import Spending
+from markscheme_server.judge_settings import JudgeSettings, Role
 
 THINKING_TOKENS = 4096
 """Allowance for thinking in the computed reply length."""
@@ -127,7 +127,7 @@ class OpenAIJudge:
 
     @property
     def view(self) -> View | None:
-        """What of a trajectory it judges where neither request nor rubric says so."""
+        """Which part of a trajectory it judges where neither request nor rubric says so."""
         return self._settings.view
 
     @property

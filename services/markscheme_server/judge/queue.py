@@ -36,7 +36,7 @@ class CallQueue:
     _ended: deque[float] = field(default_factory=deque)
 
     def reserve(self, calls: int, team: str) -> QueueReservation:
-        """Reserve room for the calls of a team's request; raise 503 with ``Retry-After`` if full.
+        """Reserve capacity for a team's request; raise 503 with ``Retry-After`` if full.
 
         A team may fill the queue while it is alone. A team that finds the queue full of others'
         calls may still use its even share, so that the queue may then hold more than its limit. A
@@ -61,7 +61,7 @@ class CallQueue:
         return reservation
 
     def free(self, calls: int, team: str) -> None:
-        """Free room that a team reserved."""
+        """Release capacity that a team reserved."""
         self._reserved[team] -= calls
         # A team with none left must not count when the queue is divided.
         if self._reserved[team] <= 0:

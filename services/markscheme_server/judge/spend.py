@@ -11,10 +11,10 @@ import aiohttp
 import openai
 
 from markscheme_server import metrics
-from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.domain.usage import JudgeUsage, to_usd
 from markscheme_server.judge.refusals import Refusal, RefusalKind
+from markscheme_server.judge_settings import JudgeSettings
 
 LONGEST_REPLY_TOKENS = 131_072
 """The longest reply where no length can be asked for: as much as any model writes."""

@@ -53,7 +53,7 @@ class ConcurrencyLimiter:
     def __init__(
         self, name: str, size: int, *, owner: str, workers: int = 1, redis: Redis | None = None
     ) -> None:
-        self._key = f"markscheme:places:{name}"
+        self._key = f"markscheme:slots:{name}"
         self._size, self._owner, self._redis = size, owner, redis
         self._even_share = max(1, size // workers)
         self._slots = FairQueue(

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import islice
 
 from markscheme.vocabulary import UnscoredReason
-from markscheme_server.config import BUILTIN
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.trajectory import checked_text
@@ -24,6 +23,7 @@ from markscheme_server.judge.base import (
     Verification,
     VerifyTask,
 )
+from markscheme_server.judge_settings import BUILTIN
 from markscheme_server.rules.checks import max_seconds, run_check
 from markscheme_server.rules.pool import CheckPool
 from markscheme_server.rules.rubricator import induce_criteria

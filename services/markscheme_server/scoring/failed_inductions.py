@@ -1,4 +1,4 @@
-"""Inductions that failed a while ago, so that they are not paid for again at each step."""
+"""Cache failed inductions, so that they are not paid for again at each step."""
 
 import time
 from collections import OrderedDict
@@ -23,25 +23,25 @@ LASTING_REASONS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
+class _Failure:
     reason: UnscoredReason
     message: str
     at: float
 
 
 class FailedInductions:
-    """The failures of one process, by any key: of the very question, or of what it shares."""
+    """The recent failures of one process, by keys of the request or of a part of it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failed: OrderedDict[str, _Failed] = OrderedDict()
+        self._failed: OrderedDict[str, _Failure] = OrderedDict()
 
     def remember(self, failure: JudgeFailure, *keys: str) -> None:
-        """Remember a failure under these keys if the same question would fail again."""
+        """Cache a failure under these keys if the same request would fail again."""
         if failure.reason not in LASTING_REASONS:
             return
         for key in keys:
-            self._failed[key] = _Failed(failure.reason, str(failure), self._clock())
+            self._failed[key] = _Failure(failure.reason, str(failure), self._clock())
             # Assigning keeps a key's old place, and eviction starts at the front.
             self._failed.move_to_end(key)
         while len(self._failed) > MAX_FAILURES:

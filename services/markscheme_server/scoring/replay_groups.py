@@ -1,4 +1,4 @@
-"""Score a stored group again: by which rubric, judge, view and mode, and with what result."""
+"""Score a stored group again with another rubric, judge, view or mode."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ from markscheme_server.store.rubrics import RubricStore
 from markscheme_server.store.run_groups import RunGroupStore, StoredRollout
 
 REPLAY_PRIORITY = 2**62
-"""Behind every request: a replay takes what training leaves of a judge."""
+"""After every request: a replay uses only the capacity that training leaves."""
 JUDGE_CHANGED = (
     "the service has no judge any more with the model, template and sampling that the replay began "
     "with; start another replay"
 )
 
 
-class CannotGoOn(Exception):
-    """No further group of the replay can be scored. The message says why, for people."""
+class ReplayFailed(Exception):
+    """The replay cannot continue. The message says why, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedGroup:
-    """A group with the verdicts that it takes. `answers`: `None` where judges cannot read one."""
+    """A group and the verdicts that it needs. An answer is `None` if judges cannot read it."""
 
     rubric_before: str
     rubric: Rubric
@@ -45,7 +45,7 @@ class PlannedGroup:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedScore:
-    """What came of a group. `reasons`: why verdicts are not known, each once."""
+    """The result of a group. `reasons`: why verdicts are unknown, each once."""
 
     result: GroupResult
     reasons: frozenset[UnscoredReason]
@@ -54,7 +54,7 @@ class ReplayedScore:
 
 
 class GroupReplayer:
-    """Scores stored groups. `timeout_s`: the longest time for one; `checks_s`: for its checks."""
+    """Scores stored groups, each within `timeout_s` seconds and its checks within `checks_s`."""
 
     def __init__(
         self,
@@ -70,9 +70,10 @@ class GroupReplayer:
         self._judges, self._timeout_s, self._checks_s = judges, timeout_s, checks_s
 
     async def plan(self, replay: StoredReplay, assignment_id: str) -> PlannedGroup | None:
-        """Look up a group; ask no judge.
+        """Return what it takes to score a group, without asking a judge.
 
-        `None`: its texts were pruned, or its rubric is no longer visible. Raises `CannotGoOn`.
+        Returns `None` if its texts were pruned or its rubric is no longer visible. Raises
+        `ReplayFailed`.
         """
         team, request = replay.team, ReplayRequest.model_validate(replay.request)
         found = await self._groups.find(team, [assignment_id])
@@ -82,7 +83,7 @@ class GroupReplayer:
         rubric = await self._rubrics.find(team, request.rubric_id or group.rubric_id)
         if rubric is None or not rubric.criteria:
             if request.rubric_id is not None:
-                raise CannotGoOn("the rubric of the replay is no longer visible to the team")
+                raise ReplayFailed("the rubric of the replay is no longer visible to the team")
             return None
         judge = self._judge(replay, request, group.judge)
         rollouts = (await self._groups.rollouts(team, [group.id])).get(group.id, [])
@@ -111,7 +112,7 @@ class GroupReplayer:
         return PlannedGroup(group.rubric_id, rubric, rollouts, answers, plans)
 
     async def score(self, replay: StoredReplay, planned: PlannedGroup) -> ReplayedScore:
-        """Have a group judged. What was judged before is not asked for again."""
+        """Score a group; stored verdicts are reused."""
         context = CallContext(
             Deadline(asyncio.get_running_loop().time() + self._timeout_s),
             REPLAY_PRIORITY,
@@ -142,7 +143,10 @@ class GroupReplayer:
         )
 
     def _judge(self, replay: StoredReplay, request: ReplayRequest, scored_by: str | None) -> Judge:
-        """Return the judge that the replay names, else the one that scored the group."""
+        """Return the judge that the replay names, else the one that scored the group.
+
+        Raises `ReplayFailed` if the service no longer has it.
+        """
         if request.judge is None:
             judge = self._judges.by_identity(scored_by)
         else:
@@ -150,5 +154,5 @@ class GroupReplayer:
             if judge is not None and judge.verifier_identity != replay.judge:
                 judge = None
         if judge is None:
-            raise CannotGoOn(JUDGE_CHANGED)
+            raise ReplayFailed(JUDGE_CHANGED)
         return judge

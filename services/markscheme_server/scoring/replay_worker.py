@@ -1,8 +1,8 @@
-"""Work off replays: in every process, for each team one at a time, oldest first.
+"""Run queued replays: in every process, for each team one at a time, oldest first.
 
-A process works for a team under a claim. When it falls silent, another one takes the claim over
-after its lease and goes on with the groups that are not done. Verdicts are stored before a group's
-result is, so that a group that is begun again asks only for what was in flight.
+A process works for a team while it holds a claim. If it dies, another process takes the claim when
+its lease ends, and continues with the unfinished groups. Verdicts are stored before a group's
+result, so a restarted group repeats only the calls that were in flight.
 """
 
 import asyncio
@@ -17,21 +17,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme.vocabulary import REASON_HELP, UnscoredReason
 from markscheme_server.accounts.budgets import BUDGET_SPENT
 from markscheme_server.domain.hashing import digest
-from markscheme_server.scoring.replay_groups import CannotGoOn, GroupReplayer
+from markscheme_server.scoring.replay_groups import GroupReplayer, ReplayFailed
 from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.engine.database import is_outage
 from markscheme_server.store.replays import LIVE, OpenGroup, ReplayStore, StoredReplay
 
 POLL_S = 2.0
-"""Seconds between two looks for replays to work on."""
+"""Seconds between polls for queued replays."""
 PAUSE_S = 30.0
-"""Seconds after which a paused replay is tried again."""
+"""Seconds before a paused replay is retried."""
 AT_A_TIME = 4
-"""Groups of one replay that are judged at a time."""
+"""Groups of one replay judged concurrently."""
 MAX_TIMEOUTS = 3
-"""How often a group is judged whose time ran out; what it left open is then not known."""
+"""Attempts at a group that times out; verdicts that are still missing then are unknown."""
 MAX_TRIES = 5
-"""How often a group is begun that fails by an error of ours or ends its process."""
+"""Attempts at a group that fails by an error of the service or ends its process."""
 INTERNAL = "an error of the service; its log names it beside the replay's id"
 OUTAGES = (SQLAlchemyError, OSError, TimeoutError)
 """What the database raises when it cannot be reached."""
@@ -47,48 +47,48 @@ WAITS_FOR: dict[UnscoredReason, str] = {
         )
     },
 }
-"""Reasons that pause a replay, in the order in which they are told: they are no rollout's own."""
+"""Reasons that pause a replay, by priority: they concern the service, not one rollout."""
 
 log = structlog.get_logger()
 
 
 class _Paused(Exception):
-    """Nothing can be judged now. The message says why, for people."""
+    """Nothing can be judged for now. The message says why, for people."""
 
 
 @dataclass(slots=True)
 class _Pass:
-    """Work on one replay by one process. `ended`: why it ends before the last group."""
+    """One process's work on a replay. `ended`: the error that stopped it early."""
 
     replay: StoredReplay
     ended: Exception | None = None
 
 
 class ReplayWorker:
-    """Works off the replays of all teams until `aclose`."""
+    """Runs the replays of all teams until `aclose`."""
 
     def __init__(self, store: ReplayStore, claims: ClaimStore, groups: GroupReplayer) -> None:
         self._store, self._claims, self._groups = store, claims, groups
         self._wake = asyncio.Event()
         self._stopping = False
         self._teams: dict[str, asyncio.Task[None]] = {}
-        self._looking = asyncio.ensure_future(self._look())
+        self._polling = asyncio.ensure_future(self._poll())
 
     def wake(self) -> None:
-        """Look for work now instead of after `POLL_S`."""
+        """Poll now instead of after `POLL_S`."""
         self._wake.set()
 
     async def aclose(self, within_s: float) -> None:
-        """Begin no further group, wait for those under way for `within_s` at most, and stop."""
+        """Start no further group, wait up to `within_s` seconds for running ones, and stop."""
         self._stopping = True
-        self._looking.cancel()
-        tasks = [self._looking, *self._teams.values()]
+        self._polling.cancel()
+        tasks = [self._polling, *self._teams.values()]
         await asyncio.wait(tasks, timeout=within_s)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         reachable = True
         while True:
             self._wake.clear()
@@ -100,7 +100,7 @@ class ReplayWorker:
                         task.add_done_callback(partial(self._forget, team))
                 reachable = True
             except OUTAGES as error:
-                # Once an outage: readiness and the requests tell the rest.
+                # Once per outage: readiness probes and requests report it too.
                 if reachable:
                     log.warning("replays_unreachable", error=type(error).__name__)
                 reachable = False
@@ -116,7 +116,7 @@ class ReplayWorker:
     async def _work_for(self, team: str) -> None:
         key = digest(["replays", team])
         try:
-            # Looked at first: a claim that another process holds must not cost a write each time.
+            # Read first, so that a claim held by another process costs no write.
             if await self._claims.is_held(key):
                 return
             if (claim := await self._claims.acquire(key)) is None:
@@ -127,11 +127,11 @@ class ReplayWorker:
             finally:
                 await self._claims.drop(claim)
         except OUTAGES as error:
-            # What is not done stays in the queue; the next look finds it.
+            # Unfinished work stays queued; the next poll finds it.
             log.warning("replay_interrupted", error=type(error).__name__)
 
     async def _work(self, replay: StoredReplay) -> None:
-        """Work on a replay until it is over, paused or cancelled, or the process stops."""
+        """Run a replay until it is over, paused or cancelled, or the process stops."""
         if replay.state == "queued":
             await self._store.change(replay, "running")
         work = _Pass(replay)
@@ -141,7 +141,7 @@ class ReplayWorker:
                 break
             new = (group for group in groups if not group.tries)
             await asyncio.gather(*(self._take(work, new) for _ in range(AT_A_TIME)))
-            # One at a time: if one ends the process, no other counts a try for it.
+            # One at a time: a group that ends the process must not cost the others a try.
             await self._take(work, (group for group in groups if group.tries))
         match work.ended:
             case None:
@@ -150,7 +150,7 @@ class ReplayWorker:
             case _Paused() as paused:
                 log.info("replay_paused", replay=replay.id, reason=str(paused))
                 await self._store.change(replay, "paused", str(paused), pause_s=PAUSE_S)
-            case CannotGoOn() as failed:
+            case ReplayFailed() as failed:
                 await self._store.change(replay, "failed", str(failed))
             case error if is_outage(error):
                 raise error
@@ -159,22 +159,22 @@ class ReplayWorker:
                 await self._store.change(replay, "failed", INTERNAL)
 
     async def _goes_on(self, replay: StoredReplay) -> bool:
-        """Return whether the replay is neither over nor gone."""
+        """Return whether the replay still exists and is not over."""
         now = await self._store.find(replay.team, replay.id)
         return now is not None and now.state in LIVE
 
     async def _take(self, work: _Pass, groups: Iterator[OpenGroup]) -> None:
-        """Score one group after the other, and store each before the next is begun."""
+        """Score groups one by one, storing each before the next."""
         replay = work.replay
         for group in groups:
             try:
                 now = await self._store.find(replay.team, replay.id)
-                # The groups that are being judged end before a pause: what they cost is paid.
+                # Groups in progress finish before a pause: their calls are already paid for.
                 if self._stopping or work.ended or now is None or now.state not in LIVE:
                     return
                 await self._try(replay, group)
                 if now.state == "paused":
-                    # Only now: while the reason lasts, it stays to be read.
+                    # Only after a success, so that the reason stays visible while it lasts.
                     await self._store.change(replay, "running")
             except Exception as error:
                 work.ended = work.ended or error
@@ -183,7 +183,7 @@ class ReplayWorker:
     async def _try(self, replay: StoredReplay, group: OpenGroup) -> None:
         """Score a group, unless it was begun `MAX_TRIES` times. Raises what `_score` raises.
 
-        An error of ours is logged; the group stays open, and its neighbours go on.
+        An unexpected error is logged; the group stays open, and the other groups go on.
         """
         if group.tries >= MAX_TRIES:
             log.error("replay_group_given_up", replay=replay.id, group=group.assignment_id)
@@ -207,7 +207,7 @@ class ReplayWorker:
             raise
 
     async def _score(self, replay: StoredReplay, group: OpenGroup) -> None:
-        """Score a group and store the result. Raises `_Paused` and `CannotGoOn`."""
+        """Score a group and store the result. Raises `_Paused` and `ReplayFailed`."""
         for attempt in range(1, MAX_TIMEOUTS + 1):
             planned = await self._groups.plan(replay, group.assignment_id)
             if planned is None:
@@ -230,5 +230,5 @@ class ReplayWorker:
 
 def _is_ours(error: BaseException) -> bool:
     """Return whether an error is neither expected, nor an outage, nor a cancellation."""
-    expected = isinstance(error, (_Paused, CannotGoOn)) or not isinstance(error, Exception)
+    expected = isinstance(error, (_Paused, ReplayFailed)) or not isinstance(error, Exception)
     return not expected and not is_outage(error)

@@ -1,4 +1,4 @@
-"""Replays for people: estimate, begin, look at and cancel them. All of the caller's team only."""
+"""Estimate, create, read and cancel replays, each within the caller's team."""
 
 import asyncio
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from markscheme_server.errors import Conflict, NotFound, Unprocessable
 from markscheme_server.judge.base import Judge, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.scoring.judges import Judges
-from markscheme_server.scoring.replay_groups import CannotGoOn, GroupReplayer
+from markscheme_server.scoring.replay_groups import GroupReplayer, ReplayFailed
 from markscheme_server.scoring.replay_worker import ReplayWorker
 from markscheme_server.scoring.runs import find_run
 from markscheme_server.scoring.verdict_plan import VerdictPlan
@@ -40,8 +40,8 @@ MAX_COMPARISONS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
-    """A comparison of so many groups, which is answered `until` then though more are done."""
+class _CachedComparison:
+    """The comparison of `groups` groups, served until `until` even if more are done by then."""
 
     groups: int
     until: float
@@ -49,7 +49,7 @@ class _Compared:
 
 
 class ReplayService:
-    """What `/v1/replays` answers."""
+    """The operations behind `/v1/replays`."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class ReplayService:
     ) -> None:
         self._store, self._runs, self._rubrics, self._lineage = store, runs, rubrics, lineage
         self._judges, self._groups, self._worker = judges, groups, worker
-        self._comparisons: OrderedDict[str, _Compared] = OrderedDict()
+        self._comparisons: OrderedDict[str, _CachedComparison] = OrderedDict()
 
     async def estimate(
         self, caller: Caller, request: schema.ReplayRequest
     ) -> schema.ReplayEstimate:
-        """Return what a replay takes at most. Raises `NotFound` and `Unprocessable`."""
+        """Return an upper bound of a replay's cost. Raises `NotFound` and `Unprocessable`."""
         groups, judge = await self._select(caller, request)
         at = now()
         replay = StoredReplay(
@@ -80,7 +80,7 @@ class ReplayService:
         for group in groups:
             try:
                 planned = await self._groups.plan(replay, group.id)
-            except CannotGoOn as error:
+            except ReplayFailed as error:
                 raise Unprocessable(str(error), code="judge_gone", param="judge") from error
             if planned is None:
                 continue
@@ -110,7 +110,7 @@ class ReplayService:
         )
 
     async def begin(self, caller: Caller, request: schema.ReplayRequest) -> schema.Replay:
-        """Store a replay; a process begins with it at once. Raises `NotFound`, `Unprocessable`."""
+        """Store a replay and wake a worker. Raises `NotFound` and `Unprocessable`."""
         groups, judge = await self._select(caller, request)
         made = await self._store.create(
             caller.team,
@@ -138,7 +138,7 @@ class ReplayService:
         )
 
     async def replay(self, caller: Caller, replay_id: str) -> schema.ReplayDetail:
-        """Return a replay with the comparison of what is done so far. Raises `NotFound`."""
+        """Return a replay and the comparison of its finished groups. Raises `NotFound`."""
         found = await self._find(caller, replay_id)
         progress = (await self._store.progress(caller.team, [found.id]))[found.id]
         return schema.ReplayDetail(
@@ -147,7 +147,7 @@ class ReplayService:
         )
 
     async def cancel(self, caller: Caller, replay_id: str) -> schema.Replay:
-        """Cancel a replay; what is done stays. Raises `NotFound`, and `Conflict` if it is over."""
+        """Cancel a replay; finished groups stay. Raises `NotFound`, or `Conflict` if it is over."""
         found = await self._find(caller, replay_id)
         if not await self._store.change(found, "cancelled"):
             found = await self._find(caller, replay_id)
@@ -176,8 +176,8 @@ class ReplayService:
     ) -> tuple[list[RunGroupRef], Judge | None]:
         """Return the groups to score again, and the judge that the request names.
 
-        Raises `NotFound` for an unknown run or rubric, and `Unprocessable` where nothing can be
-        scored as it is asked.
+        Raises `NotFound` for an unknown run or rubric, and `Unprocessable` if no group can be
+        scored this way.
         """
         team = caller.team
         await find_run(self._runs, caller, request.run_id)
@@ -215,7 +215,7 @@ class ReplayService:
         groups: Sequence[RunGroupRef],
         judge: Judge | None,
     ) -> None:
-        """Raise `Unprocessable` unless the service has a judge for each group that can judge it."""
+        """Raise `Unprocessable` unless the service has a suitable judge for every group."""
         rubric_of = {group: request.rubric_id or group.rubric_id for group in groups}
         criteria = await self._runs.criteria(team, sorted(set(rubric_of.values())))
         for group, rubric_id in rubric_of.items():
@@ -236,22 +236,22 @@ class ReplayService:
                 )
 
     async def _compare(self, replay: StoredReplay, compared: int) -> schema.ReplayComparison:
-        """Return the comparison of the groups that are done; `compared`: how many there are."""
+        """Return the comparison of the finished groups, of which there are `compared`."""
         known = self._comparisons.get(replay.id)
         if known is not None and (
-            # A group's result never changes, so that their number tells whether there is more.
+            # A group's result never changes, so an equal number means equal results.
             known.groups == compared or (replay.state in LIVE and monotonic() < known.until)
         ):
             return known.comparison
         began = monotonic()
         stored = await self._store.results(replay.team, replay.id)
-        # In a thread: a long run takes hundreds of milliseconds, and others must not wait for it.
+        # In a thread, because a long run takes hundreds of milliseconds of the event loop.
         results = await asyncio.to_thread(lambda: [GroupResult.load(each) for each in stored])
         rubrics = {each.rubric_before for each in results} | {each.rubric_after for each in results}
         criteria = await self._runs.criteria(replay.team, sorted(rubrics))
         made = await asyncio.to_thread(_comparison, results, criteria)
         ended = monotonic()
-        self._comparisons[replay.id] = _Compared(
+        self._comparisons[replay.id] = _CachedComparison(
             compared, ended + CACHE_FACTOR * (ended - began), made
         )
         self._comparisons.move_to_end(replay.id)
@@ -261,7 +261,7 @@ class ReplayService:
 
 
 def _tasks(plan: VerdictPlan) -> list[VerifyTask]:
-    """Return the questions that a plan asks."""
+    """Return the judge calls that a plan needs."""
     query = plan.query
     return [
         VerifyTask(query.prompt, criteria, unit, query.verify)
@@ -302,7 +302,7 @@ def _comparison(
         [
             ReplayedGroup(
                 result.rollouts,
-                # Of a rubric that is no longer visible only the rewards are compared.
+                # If a rubric is no longer visible, compare the rewards only.
                 keys.get(result.rubric_before, ()),
                 keys.get(result.rubric_after, ()),
             )

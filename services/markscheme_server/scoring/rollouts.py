@@ -1,8 +1,8 @@
 """Score a group whose rollouts arrive one request each: `POST /v1/rollouts`.
 
-Arrivals are stored. The requests of a group at one process share one wait; the group is scored
-under a claim, so that of all processes one does it, and what it stores answers all. While groups
-wait, a process looks for all of them in one query.
+Arrivals are stored. Requests of a group in one process share one wait. One process scores the
+group, under a claim, and the scores that it stores answer every request. While groups wait, a
+process polls for all of them in one query.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from markscheme_server.store.gathering import (
 from markscheme_server.store.store import Store
 
 POLL_S = 0.25
-"""Seconds between two looks for rollouts that arrived, or groups that were scored, elsewhere."""
+"""Seconds between polls for rollouts and scores of other processes."""
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ _REFUSALS: dict[Refusal, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _RolloutRequest:
     """One request: a rollout and its group, whose `id` is the hash of team, run and key."""
 
     caller: Caller
@@ -68,7 +68,7 @@ class _Asked:
 
 
 class RolloutService:
-    """Gathers rollouts into groups, and scores these by `ScoreService`."""
+    """Gathers rollouts into groups, and scores them with `ScoreService`."""
 
     def __init__(self, store: Store, scores: ScoreService) -> None:
         self._store, self._scores = store.gathering, scores
@@ -90,7 +90,7 @@ class RolloutService:
         what `ScoreService.admit` raises.
         """
         key = group_id(caller.team, payload.run.id if payload.run else None, payload.group.key)
-        asked = _Asked(caller, payload, key, asked_s)
+        asked = _RolloutRequest(caller, payload, key, asked_s)
         # Refused now, not when the group is whole.
         self._scores.judge_of(payload)
         if payload.rubric_id is not None:
@@ -120,11 +120,11 @@ class RolloutService:
         return [score.reward for score in scores if score.reward is not None]
 
     async def drain(self, within_s: float) -> None:
-        """Wait for the groups that are being scored, for `within_s` at most."""
+        """Wait up to `within_s` seconds for groups that are being scored."""
         await self._flights.drain(within_s)
         await self._watch.aclose()
 
-    async def _arrive(self, asked: _Asked) -> GroupState:
+    async def _arrive(self, asked: _RolloutRequest) -> GroupState:
         payload = asked.payload
         arrival = Arrival(
             team=asked.caller.team,
@@ -148,7 +148,7 @@ class RolloutService:
         return state
 
     async def _answer(
-        self, asked: _Asked, state: GroupState, deadline: Deadline
+        self, asked: _RolloutRequest, state: GroupState, deadline: Deadline
     ) -> schema.ScoredRollout:
         """Return the rollout's score; wait for it, or score the rollout alone if it is late.
 
@@ -178,13 +178,12 @@ class RolloutService:
             waited = True
 
     async def _next_score(
-        self, asked: _Asked, state: GroupState, seen: int, _deadline: Deadline
+        self, asked: _RolloutRequest, state: GroupState, seen: int, _deadline: Deadline
     ) -> GatheredScore:
         """Return the group's next score: wait until it is due, then score it or wait for others.
 
-        `state` is the one that this flight's first caller met; `seen` attempts were before it. The
-        callers' deadlines end their own wait only: a score that one of them has no time for is the
-        others' all the same.
+        `state` is the group's state when this flight began, after `seen` attempts. A caller's
+        deadline ends that caller's wait only; the others still get the score.
         """
         while state.attempts <= seen:
             claim = await self._acquire(asked.id) if state.is_due else None
@@ -201,15 +200,15 @@ class RolloutService:
         return await self._found(asked)
 
     async def _acquire(self, group_id: str) -> Claim | None:
-        """Claim a group unless somebody holds it."""
-        # While another process scores it, looking is cheaper than asking, which locks the row.
+        """Claim a group unless another process holds it."""
+        # While another process scores it, a read is cheaper than `acquire`, which locks the row.
         if await self._claims.is_held(group_id):
             return None
         return await self._claims.acquire(group_id)
 
-    async def _score(self, asked: _Asked, seen: int, claim: Claim) -> GatheredScore:
+    async def _score(self, asked: _RolloutRequest, seen: int, claim: Claim) -> GatheredScore:
         """Score the group with the rollouts that are there, under a claim."""
-        # Look only now: whoever held the claim before us has stored the score.
+        # Read under the claim: its previous holder may have stored the score.
         before = await self._found(asked)
         if before.attempts > seen:
             await self._claims.drop(claim)
@@ -251,7 +250,7 @@ class RolloutService:
         return found
 
     async def _score_late(
-        self, asked: _Asked, rubric: schema.RubricRef, deadline: Deadline
+        self, asked: _RolloutRequest, rubric: schema.RubricRef, deadline: Deadline
     ) -> schema.RolloutScore:
         """Score a rollout alone by its group's rubric."""
         payload = asked.payload
@@ -270,7 +269,7 @@ class RolloutService:
         return rollout
 
     async def _ask(
-        self, asked: _Asked, group: schema.Group, deadline: Deadline
+        self, asked: _RolloutRequest, group: schema.Group, deadline: Deadline
     ) -> schema.GroupScore:
         try:
             batch = await self._scores.admit(asked.caller, asked.request(group), deadline)
@@ -282,7 +281,7 @@ class RolloutService:
         (score,) = [score async for score in self._scores.score(batch)]
         return score
 
-    async def _found(self, asked: _Asked) -> GatheredScore:
+    async def _found(self, asked: _RolloutRequest) -> GatheredScore:
         found = await self._store.score(asked.caller.team, asked.id)
         if found is None:
             raise _deleted()
@@ -298,8 +297,8 @@ class _Wait:
 class GroupWatch:
     """Waits for groups that rollouts of other processes complete, or that others score.
 
-    All groups of a process are looked for in one query, every `POLL_S` seconds, because
-    notifications would add ways to fail (decision 6).
+    A process polls for all its groups in one query, every `POLL_S` seconds. Notifications would add
+    failure modes (decision 6).
     """
 
     def __init__(self, store: GatheringStore) -> None:
@@ -320,13 +319,13 @@ class GroupWatch:
             del self._waits[group_id, seen]
 
     def wake(self, group_id: str, state: GroupState) -> None:
-        """Tell who waits in this process at once."""
+        """Wake the waiters of this process at once."""
         wait = self._waits.get((group_id, state.attempts))
         if wait is not None and not wait.future.done():
             wait.future.set_result(state)
 
     async def aclose(self) -> None:
-        """Stop looking."""
+        """Stop polling."""
         if self._polling is not None:
             self._polling.cancel()
             await asyncio.gather(self._polling, return_exceptions=True)
@@ -339,7 +338,7 @@ class GroupWatch:
             try:
                 states = await self._store.states(teams)
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                # The next turn tries again; who waits has a deadline.
+                # The next poll retries; waiters have a deadline.
                 log.warning("groups_not_looked_for", error=type(error).__name__)
                 continue
             for (group_id, seen), wait in waits.items():
@@ -358,7 +357,7 @@ def group_id(team: str, run_id: str | None, key: str) -> str:
 
 
 def terms(payload: schema.RolloutRequest) -> str:
-    """Return the hash of what all requests of a group have in common."""
+    """Return the hash of the fields that all requests of a group must share."""
     shared = payload.model_dump(
         mode="json", exclude={"prompt", "group", "rollout"}, exclude_defaults=True
     )
@@ -368,7 +367,7 @@ def terms(payload: schema.RolloutRequest) -> str:
 
 
 def _scored(
-    asked: _Asked,
+    asked: _RolloutRequest,
     group: schema.GroupScore,
     rollout: schema.RolloutScore,
     *,

@@ -1,4 +1,4 @@
-"""How the criteria of a rubric did in the groups that it scored, over all runs of a team."""
+"""How a rubric's criteria perform in the groups that it scored, over all runs of a team."""
 
 import asyncio
 from collections import OrderedDict
@@ -14,26 +14,26 @@ from markscheme_server.store.engine.ids import now
 from markscheme_server.store.runs import RunCost, RunStore, StoredRun
 
 SAME, SAME_KNOWN = 0.9, 200
-"""Criteria repeat each other from this correlation on, over at least so many rollouts."""
-
-
+"""Minimum correlation, and minimum rollouts, for two criteria to count as duplicates."""
 MAX_CACHED = 4096
-"""Rubrics of which a process remembers whether a criterion is at fault."""
+"""Rubrics whose result a process caches."""
 GROWTH = 1.25
-"""A rubric is looked at again when it has scored so many times the groups: a window is a quarter of
-them, so that little changes before."""
+"""A rubric is examined again once it has scored `GROWTH` times as many groups.
+
+A window is a quarter of the groups, so little changes before that.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CriterionHealth(EarlierCriterion):
-    """A criterion's verdicts and what is wrong with it. `repeats`: ids of those that it repeats."""
+    """A criterion's verdicts and findings. `repeats`: ids of the criteria that it duplicates."""
 
     repeats: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class RubricHealth:
-    """The criteria of a rubric, over so many `groups` of these `runs`."""
+    """The health of a rubric's criteria over `groups` groups of the given runs."""
 
     groups: int
     runs: Sequence[str]
@@ -49,7 +49,7 @@ class FaultyRubric:
 
     @property
     def reason(self) -> str:
-        """Which criteria are at fault, with their figures."""
+        """The criteria at fault, with their figures, for people."""
         return "; ".join(
             f"{each.criterion.id} {' and '.join(faults)}: {_figures(each)}"
             for each in self.criteria
@@ -58,21 +58,21 @@ class FaultyRubric:
 
 
 class RubricFaults:
-    """Finds what is wrong with induced rubrics, and remembers it while they score few groups."""
+    """Finds induced rubrics with a criterion at fault, and caches the result."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._found: OrderedDict[tuple[str, str], tuple[int, FaultyRubric | None]] = OrderedDict()
-        # One at a time: the groups of a batch may all ask about the same rubric.
+        # One at a time, since the groups of a batch may all ask about the same rubric.
         self._looking = asyncio.Lock()
 
     async def find(self, team: str, rubric: Rubric, scored: int) -> FaultyRubric | None:
-        """Return the rubric with its figures if it is to be replaced.
+        """Return the rubric with its figures if it should be replaced, else `None`.
 
-        `scored`: how many groups of the team it has scored.
+        `scored`: the number of the team's groups that it has scored.
         """
         if scored < MIN_STEPS:
-            return None  # windows say nothing yet
+            return None  # too few groups for a window
         key = (team, rubric.id)
         async with self._looking:
             if (found := self._found.get(key)) is not None and scored < GROWTH * found[0]:
@@ -85,7 +85,7 @@ class RubricFaults:
             return faulty
 
     def forget(self, team: str, rubric: Rubric) -> None:
-        """Let a rubric be for now: another was induced in its place, or the very same again."""
+        """Drop a rubric's fault until it is examined again, because a replacement was induced."""
         if (found := self._found.get((team, rubric.id))) is not None:
             self._remember((team, rubric.id), found[0], None)
 
@@ -97,7 +97,7 @@ class RubricFaults:
 
 
 async def load_health(store: RunStore, team: str, rubric: Rubric) -> RubricHealth:
-    """Return how a rubric does in the team's groups."""
+    """Return the health of a rubric in the team's groups."""
     groups, runs = await store.groups_of_rubric(team, rubric.id)
     # In a thread: thousands of groups take hundreds of milliseconds.
     return await asyncio.to_thread(_health, team, rubric, groups, runs)
@@ -105,7 +105,7 @@ async def load_health(store: RunStore, team: str, rubric: Rubric) -> RubricHealt
 
 def _health(team: str, rubric: Rubric, groups: list[RunGroup], runs: Sequence[str]) -> RubricHealth:
     groups.sort(key=lambda group: (group.figures.at, group.id))
-    # One group a step: the findings of a run are then those of the rubric over its life.
+    # Treat the rubric's life as a run of one group a step, so that a run's rules apply to it.
     history = RunHistory(group._replace(step=n) for n, group in enumerate(groups))
     at = now()
     stored = StoredRun(rubric.id, team, "finished", None, None, {}, at, at, at)

@@ -42,9 +42,9 @@ was read from.
 class RubricDraft:
     """A rubric that was checked and can be saved.
 
-    `parent`: the rubric that it is forked from. `losses`: sentences on what of an import's content
-    could not be held; `notes`: on what of it was read in a way that may surprise. `any_version`:
-    whether an older version of the same content stands for it.
+    `parent`: the rubric that it is forked from. `losses`: sentences on what an import dropped;
+    `notes`: on what it read in a way that may surprise. `any_version`: whether an older version
+    with the same content is returned instead.
     """
 
     prompt: tuple[ChatMessage, ...]
@@ -115,7 +115,7 @@ class RubricLibrary:
             raise Unprocessable(str(error), code="not_representable", param="format") from error
 
     async def draft_create(self, payload: schema.RubricCreate) -> RubricDraft:
-        """Check a rubric that a caller brings. Raises `Unprocessable`."""
+        """Validate a caller's rubric. Raises `Unprocessable`."""
         return RubricDraft(
             prompt=wire.text_messages(payload.prompt),
             criteria=await _checked(payload.criteria),
@@ -189,10 +189,9 @@ class RubricLibrary:
     async def save(self, caller: Caller, draft: RubricDraft) -> schema.Rubric:
         """Store a draft as a private rubric of the caller's team.
 
-        When the team's newest rubric for the prompt, of an import any of its rubrics for it, has
-        the same criteria, that one is returned with the draft's metadata added, and nothing else is
-        stored. Raises `Unprocessable` when its
-        metadata would be too large.
+        If the team's newest rubric for the prompt (for an import: any of them) has the same
+        criteria, that one is returned with the draft's metadata added, and nothing else is stored.
+        Raises `Unprocessable` if the metadata would become too large.
         """
         try:
             saved = await self._versions.save(
@@ -218,7 +217,7 @@ class RubricLibrary:
         return wire.from_rubric(saved)
 
     def draft_induction(self, caller: Caller, payload: schema.InduceRequest) -> RubricRequest:
-        """Return what a rubric is to be induced from.
+        """Return the input of an induction.
 
         Raises `Unprocessable` for an unknown judge, and for parts that are not text.
         """

@@ -1,4 +1,4 @@
-"""List a run's groups by what they show, and return all that is stored of one."""
+"""List a run's groups, and return one with everything that is stored about it."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -50,7 +50,7 @@ _SORT_KEYS: Mapping[GroupSort, Callable[[GroupSummary], tuple[float, float] | No
 
 
 class RunGroupService:
-    """What `/v1/runs/{id}/groups` and `/v1/groups/{id}` answer, of the caller's team only."""
+    """The operations behind `/v1/runs/{id}/groups` and `/v1/groups/{id}`, for the caller's team."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class RunGroupService:
         limit: int = 50,
         after: str | None = None,
     ) -> schema.RunGroupList:
-        """Return a page of a run's groups. `after`: the last of the page before.
+        """Return a page of a run's groups. `after`: the previous page's last group.
 
         Raises `NotFound`.
         """
@@ -107,7 +107,7 @@ class RunGroupService:
         return [_listed(group, rollouts.get(group.id, [])) for group in groups]
 
     async def group(self, caller: Caller, group_id: str) -> schema.GroupDetail:
-        """Return a group with all that is known of it. Raises `NotFound`."""
+        """Return a group in full. Raises `NotFound`."""
         group = await self._find(caller, group_id)
         team, figures = caller.team, group.figures
         rollouts = (await self._groups.rollouts(team, [group.id])).get(group.id, [])
@@ -177,7 +177,7 @@ class RunGroupService:
     async def judge_prompt(
         self, caller: Caller, group_id: str, rollout_id: str
     ) -> schema.JudgePrompt:
-        """Return what the judge was shown of a rollout. Raises `NotFound`."""
+        """Return the prompt that the judge got for a rollout. Raises `NotFound`."""
         group = await self._find(caller, group_id)
         rollouts = (await self._groups.rollouts(caller.team, [group.id])).get(group.id, [])
         rollout = next((each for each in rollouts if each.id == rollout_id), None)

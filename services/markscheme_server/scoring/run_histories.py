@@ -14,7 +14,7 @@ from markscheme_server.domain.findings import (
     CriterionStep,
     Finding,
     LengthReward,
-    Paired,
+    PairedRewards,
     PairFigures,
     RunFigures,
     StepFigures,
@@ -34,7 +34,7 @@ COST_AGE_S = 2.0
 """Seconds for which a run's cost is cached: a page asks for it several times at once."""
 MAX_COSTS = 1000
 OVERLAP_S = 60.0
-"""Groups scored so long before the last one are read again: they may be stored out of order."""
+"""Seconds of recent groups that are read again, because groups may be stored out of order."""
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
 _MET_BITS = str.maketrans({MET: "1", NOT_MET: "0", NOT_APPLICABLE: "0", UNKNOWN: "0"})
@@ -106,7 +106,7 @@ class LoadedRun:
         }
 
     def findings(self, *, running: bool, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
-        """Return what is wrong with the run: alarms first."""
+        """Return the findings about the run, alarms first."""
         asked = (running, cost, *budgets)
         if asked not in self._found:
             self._found.clear()
@@ -186,7 +186,7 @@ def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int,
 
 
 class RunHistories:
-    """Reads histories, and caches those of the runs that were read last."""
+    """Reads run histories, and caches the most recently read ones."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
@@ -194,7 +194,7 @@ class RunHistories:
         self._costs: dict[tuple[str, str], tuple[float, RunCost]] = {}
 
     async def cost(self, run: StoredRun) -> RunCost:
-        """Return what a run cost, as it was at most `COST_AGE_S` ago."""
+        """Return the cost of a run, at most `COST_AGE_S` seconds old."""
         at, cost = self._costs.get((run.team, run.id), (-COST_AGE_S, RunCost()))
         if monotonic() - at >= COST_AGE_S:
             cost = (await self._store.costs(run.team, [run.id]))[run.id]
@@ -204,7 +204,7 @@ class RunHistories:
         return cost
 
     async def load(self, run: StoredRun) -> LoadedRun:
-        """Return the history of a run as it is now."""
+        """Return the current history of a run."""
         key = (run.team, run.id)
         cached = self._cache.get(key)
         if cached is not None and cached.run == run:
@@ -220,7 +220,7 @@ class RunHistories:
             self._store.metrics(*key),
             self._store.repeats(*key),
         )
-        # In a thread: a long run takes hundreds of milliseconds, and others must not wait for it.
+        # In a thread, because a long run takes hundreds of milliseconds of the event loop.
         history = await asyncio.to_thread(RunHistory, groups, second, metrics, before)
         criteria = await self._store.criteria(run.team, list(history.rubrics))
         loaded = LoadedRun(run, history, criteria, repeats, cached.figures if cached else {})
@@ -242,8 +242,8 @@ def _step(totals: StepTotals) -> StepFigures:
         comparable_groups=totals.comparable,
         flat_groups=totals.flat,
         words=totals.words[0] if totals.words[1] == totals.rollouts else None,
-        teacher=Paired(*totals.beside_teacher),
-        second_judge=Paired(*totals.second),
+        teacher=PairedRewards(*totals.beside_teacher),
+        second_judge=PairedRewards(*totals.second),
         length_reward=LengthReward(*totals.length_reward),
         metrics=totals.mean_metrics,
     )

@@ -21,9 +21,9 @@ CURVE_BINS = 40
 MAX_CRITERION_WINDOW = 100
 SILENT_STEPS = 10
 MIN_SILENCE = timedelta(minutes=1)
-"""A run is silent after 10 of its median steps without a score, and at least this long."""
+"""A run is silent after this long without a score, or 10 of its median steps if longer."""
 MAX_RUNS, MAX_RECORDS = 10_000, 100_000
-"""Runs of a team, beyond which only scoring makes new ones, and steps of a run with metrics."""
+"""Limits: runs of a team (beyond it only scoring creates runs), steps of a run with metrics."""
 MAX_LISTED = 1000
 """Summaries in the cache of a process."""
 FINDINGS_BUDGET_S = 0.2
@@ -31,7 +31,7 @@ FINDINGS_BUDGET_S = 0.2
 
 
 class RunService:
-    """What `/v1/runs` answers."""
+    """The operations behind `/v1/runs`."""
 
     def __init__(self, runs: RunStore, budgets: BudgetStore, histories: RunHistories) -> None:
         self._runs, self._budgets, self._histories = runs, budgets, histories
@@ -39,7 +39,7 @@ class RunService:
         self._listed: dict[tuple[str, str], tuple[StoredRun, float | None, schema.RunSummary]] = {}
 
     async def runs(self, caller: Caller, *, limit: int, after: str | None) -> schema.RunList:
-        """Return a page of runs, the last heard of first. `after`: the last run of the one before.
+        """Return a page of runs, most recently active first. `after`: the previous page's last run.
 
         Findings that are not cached are counted until `FINDINGS_BUDGET_S` is spent; then they are
         null.
@@ -104,7 +104,7 @@ class RunService:
         first_step: int | None = None,
         last_step: int | None = None,
     ) -> schema.StepList:
-        """Return at most so many spans of the steps asked for. Raises `NotFound`."""
+        """Return the requested steps in a limited number of bins. Raises `NotFound`."""
         history = (await self._load(caller, run_id)).history
         return schema.StepList(
             first_step=history.first_step,
@@ -152,7 +152,7 @@ class RunService:
         )
 
     async def findings(self, caller: Caller, run_id: str) -> schema.FindingList:
-        """Return what is wrong with a run, alarms first. Raises `NotFound`."""
+        """Return the findings about a run, alarms first. Raises `NotFound`."""
         loaded = await self._load(caller, run_id)
         found = self._findings(
             loaded, await self._cost(loaded.run), await self._budgets.find(caller.team)
@@ -173,9 +173,9 @@ class RunService:
         )
 
     async def put(self, caller: Caller, run_id: str, payload: schema.RunPut) -> schema.RunDetail:
-        """Create a run, or change what is said of it; what is left out stays as it is.
+        """Create or update a run; omitted fields stay unchanged.
 
-        A reason is that of the state: another state without one has none. Raises `Conflict`.
+        A new state without a reason clears the old reason. Raises `Conflict`.
         """
         await self._require_room(caller, run_id)
         changes = payload.model_dump(exclude_unset=True)
@@ -187,7 +187,7 @@ class RunService:
     async def add_records(
         self, caller: Caller, run_id: str, records: Sequence[schema.StepRecord]
     ) -> None:
-        """Store the trainer's metrics of steps; of a step that is sent twice, the last count.
+        """Store the trainer's metrics of steps; a step that is sent again is replaced.
 
         Raises `Conflict`.
         """

@@ -1,9 +1,8 @@
 """Score a batch: each group gets its rubric, each rollout its verdicts and reward.
 
-There are two passes. `admit` looks everything up and asks no judge, so that a batch for which
-there is no room is refused as a whole before anything has happened. `score` does the work. A
-group's failure stays its own there: the group is answered as unscored with a reason, and the
-others go on.
+There are two passes. `admit` looks everything up without asking a judge, so that a batch beyond the
+service's capacity is refused as a whole, with no side effects. `score` does the work. If a group
+fails there, it alone is returned as unscored, with a reason.
 """
 
 import asyncio
@@ -79,7 +78,7 @@ RUBRIC_NOT_VISIBLE = "the rubric of this step is no longer shared with the team"
 
 @dataclass(frozen=True, slots=True)
 class GroupLookup:
-    """What the first pass knows of a group.
+    """The first pass's result for a group.
 
     `answers`: the rollouts; `None` for one that judges cannot read. `teachers`: the teacher
     responses to judge. `rubric`: the rubric, the induction that it takes, or why there will be
@@ -96,7 +95,7 @@ class GroupLookup:
 
     @property
     def verdicts(self) -> int:
-        """How many verdicts the group asks for, at most."""
+        """Maximum number of verdicts that the group needs."""
         if isinstance(self.rubric, JudgeFailure):
             return 0
         criteria = MAX_CRITERIA
@@ -112,7 +111,7 @@ class GroupLookup:
 
 @dataclass(frozen=True, slots=True)
 class AdmittedGroup:
-    """A group with the verdicts that it takes, if its rubric is known, and its judge calls."""
+    """A group with the verdicts that it needs, if its rubric is known, and its judge calls."""
 
     lookup: GroupLookup
     plans: Sequence[VerdictPlan] | None
@@ -191,7 +190,7 @@ class ScoreService:
     async def admit(
         self, caller: Caller, request: schema.ScoreRequest, deadline: Deadline
     ) -> Batch:
-        """Look up what is known and reserve room for the rest; write nothing.
+        """Look up what is known and reserve capacity for the rest; write nothing.
 
         Raises `NotFound` for an unknown rubric id, `Unprocessable` for an unknown judge or if
         there is no teacher to ask, `TooLarge` for too many verdicts, and `Unavailable` if the
@@ -220,7 +219,7 @@ class ScoreService:
         )
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
-        """Yield the groups as they are done, in no particular order."""
+        """Yield groups as they finish, in no particular order."""
         tasks = [asyncio.ensure_future(self._score_group(batch, group)) for group in batch.groups]
         try:
             for done in asyncio.as_completed(tasks):
@@ -228,12 +227,12 @@ class ScoreService:
                 batch.tally.add(result)
                 yield result.score
         finally:
-            # When one group raises, or the caller leaves, the others must not go on.
+            # If a group raises or the caller disconnects, cancel the others.
             for task in tasks:
                 task.cancel()
             if batch.reservation is not None:
                 batch.reservation.release()
-            # Only now: a question whose answer nobody waits for delays none that is waited for.
+            # Last, so that background questions never delay a response.
             self._shadow.start(batch.scored)
             for reason, count in batch.tally.reasons.items():
                 metrics.UNSCORED.labels(reason=reason.value).inc(count)
@@ -457,7 +456,7 @@ class ScoreService:
             return GroupResult(unscored_group(lookup.group, unknown), context.usage)
         finally:
             if batch.reservation is not None:
-                # Now, not at the end of the batch: the room is free for other requests.
+                # Now, not at the end of the batch, so that other requests get the capacity.
                 batch.reservation.release(admitted.calls)
 
     async def _sample_teacher(

@@ -1,7 +1,8 @@
-"""Ask a second judge, and the same judge again, about a share of the rollouts that were scored.
+"""Measure judges in the background: ask a second judge, or the same judge again.
 
-It happens in the background, once the answer is made, and no reward depends on it. Which rollouts
-are asked about follows from their texts, so that every process chooses the same ones.
+Both re-judge a share of the rollouts that were scored, after the response was sent. No reward
+depends on the result. Rollouts are sampled by a hash of their texts, so every process chooses the
+same ones.
 """
 
 import asyncio
@@ -14,7 +15,6 @@ import structlog
 
 from markscheme.vocabulary import Clamp, VerifyMode, View
 from markscheme_server import metrics
-from markscheme_server.config import SHADOW
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.hashing import ChatMessage, digest
 from markscheme_server.domain.reward import reward
@@ -22,6 +22,7 @@ from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.trajectory import Answer, Judged, judged_key
 from markscheme_server.domain.verdict import UNKNOWN, Verdict, verdict_string
 from markscheme_server.judge.base import Judge
+from markscheme_server.judge_settings import SHADOW
 from markscheme_server.scoring.verdict_plan import VerdictPlan
 from markscheme_server.scoring.verdicts import TEXT_WEIGHT, VerdictService
 from markscheme_server.store.assignments import GroupRef, ScoredRollout
@@ -29,11 +30,11 @@ from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.runs import RunStore
 
 MAX_WAITING = 1024
-"""Questions of a process that wait or are under way; no more are begun meanwhile."""
+"""Limit of a process's queued and running questions; further ones are dropped."""
 SLOTS_PART = 4
-"""Of a judge's concurrent calls a process takes one in so many, so that scoring has the others."""
+"""A process uses at most 1 / `SLOTS_PART` of a judge's concurrent calls; scoring has the rest."""
 LAST = sys.maxsize
-"""The priority of a question: after all that scoring asks for the same team."""
+"""Priority of these questions: after every scoring call of the same team."""
 
 Kind = Literal["second", "again"]
 Outcome = Literal["asked", "known", "failed", "dropped"]
@@ -43,7 +44,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """A group as its judge scored it. `rollouts`: those that judges can read."""
+    """A group as its judge scored it. `rollouts` leaves out those that judges cannot read."""
 
     assignment_id: str
     ref: GroupRef
@@ -58,16 +59,21 @@ class ScoredGroup:
 
     @property
     def scored(self) -> list[tuple[Answer, ScoredRollout]]:
-        """The rollouts of known reward: only those can be compared."""
+        """The rollouts with a reward: only those can be compared."""
         return [each for each in self.rollouts if each[1].reward is not None]
 
 
 class ShadowService:
-    """Asks and stores what the second judge says, and what a judge says when asked again.
+    """Asks the second judge, or the same judge again, and stores the verdicts.
 
-    `judge`: the second judge, if there is one. `second_share` and `reask_share`: the share of
-    rollouts that it, and the judge that scored them, is asked about. `timeout_s`: seconds for one
-    rollout.
+    Args:
+        runs: Where the verdicts are stored.
+        claims: Keeps processes from asking the same question.
+        verdicts: Asks judges.
+        judge: The second judge, if one is configured.
+        second_share: Share of rollouts, 0 to 1, that the second judge scores too.
+        reask_share: Share of rollouts, 0 to 1, that their own judge scores again.
+        timeout_s: Seconds for one question.
     """
 
     def __init__(
@@ -88,15 +94,15 @@ class ShadowService:
         self._slots: dict[str, asyncio.Semaphore] = {}
 
     def start(self, groups: Sequence[ScoredGroup]) -> None:
-        """Begin to ask about the groups' chosen rollouts, and return at once."""
+        """Start asking about a sample of the groups' rollouts. Returns at once."""
         if groups and any(self._shares.values()):
             self._begin(asyncio.ensure_future(self._choose(groups)))
 
     async def drain(self, within_s: float) -> None:
-        """Wait for the questions under way, for `within_s` at most, then cancel the rest."""
+        """Wait up to `within_s` seconds for running questions, then cancel the rest."""
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
-        # A task may begin others.
+        # A task may start others.
         while self._tasks and (left_s := until - loop.time()) > 0:
             await asyncio.wait(list(self._tasks), timeout=left_s)
         late = list(self._tasks)
@@ -110,10 +116,10 @@ class ShadowService:
         task.add_done_callback(self._tasks.discard)
 
     async def _choose(self, groups: Sequence[ScoredGroup]) -> None:
-        """Begin a task for each question about the groups."""
+        """Start a task for each question about the groups."""
         for group in groups:
             if all(criterion.check is not None for criterion in group.rubric.criteria):
-                continue  # code decides: no other judge would say otherwise
+                continue  # code decides every criterion, so all judges agree
             await self._verdicts.throttle.wait(
                 TEXT_WEIGHT * len(group.rollouts), group.ref.team, LAST
             )
@@ -132,14 +138,14 @@ class ShadowService:
                         _count(kind, "dropped", part)
 
     async def _ask(self, kind: Kind, judge: Judge, part: ScoredGroup) -> None:
-        """Ask once there is room, and count the outcome. Nothing is raised but a cancellation."""
+        """Ask when a slot is free, and count the outcome. Raises nothing but a cancellation."""
         outcome: Outcome = "dropped"
         ask = self._ask_second if kind == "second" else self._ask_again
         try:
             async with self._slots_of(judge):
                 deadline = Deadline(asyncio.get_running_loop().time() + self._timeout_s)
                 outcome = await ask(judge, part, CallContext(deadline, LAST, team=part.ref.team))
-        except Exception as error:  # the score is made, and stands whatever this was
+        except Exception as error:  # the score was already returned and must not be affected
             outcome = "failed"
             log.warning("shadow_failed", kind=kind, error=type(error).__name__)
         finally:
@@ -152,7 +158,7 @@ class ShadowService:
         return self._slots[judge.name]
 
     async def _ask_second(self, judge: Judge, part: ScoredGroup, context: CallContext) -> Outcome:
-        """Have the second judge score rollouts, and store what it said where that is known."""
+        """Score rollouts by the second judge; store the rewards that it could give."""
         ref, criteria = part.ref, part.rubric.criteria
         seconded = await self._runs.seconded(ref.team, part.assignment_id, judge.verifier_identity)
         left = [each for each in part.scored if each[1].rollout_id not in seconded]
@@ -183,7 +189,7 @@ class ShadowService:
         return "asked" if len(rows) == len(left) else "failed"
 
     async def _ask_again(self, judge: Judge, part: ScoredGroup, context: CallContext) -> Outcome:
-        """Ask the judge that scored rollouts again, and store what it said then."""
+        """Ask the judge that scored the rollouts again, and store its new verdicts."""
         outcomes = [
             await self._repeat(plan, context)
             for plan in await self._plan(judge, part)
@@ -195,7 +201,7 @@ class ShadowService:
         query = plan.query
         claim = await self._claims.acquire(digest(["again", query.claim_key(query.texts)]))
         if claim is None:
-            return "known"  # another process asks
+            return "known"  # another process is asking
         try:
             keys = set(query.keys(query.criteria, query.texts)) & plan.known.keys()
             keys -= await self._runs.repeated(query.team, keys)
@@ -239,10 +245,10 @@ def _judge_of(group: ScoredGroup) -> str:
 
 
 def _parts(group: ScoredGroup) -> dict[str, ScoredGroup]:
-    """Split a group into what is asked about at once, by the key of its texts.
+    """Split a group into questions, by the key of their texts.
 
-    In group mode that is the whole group, because a call sees all its texts; else the rollouts of
-    one text.
+    In group mode a question is the whole group, because a call sees all its texts. Otherwise it is
+    the rollouts that share one text.
     """
     if group.verify == "group":
         texts = {judged_key(answer.judged(group.view)) for answer, _ in group.rollouts}
@@ -257,13 +263,13 @@ def _parts(group: ScoredGroup) -> dict[str, ScoredGroup]:
 
 
 def _is_chosen(share: float, kind: Kind, ref: GroupRef, key: str) -> bool:
-    """Return whether a share of all texts has this one in it: always the same answer."""
+    """Return whether a text is in the sample of this share. Deterministic."""
     drawn = int(digest([kind, ref.team, ref.run_id, ref.prompt_key, key])[:16], 16)
     return drawn < share * 16**16
 
 
 def _verdict_string(rubric: Rubric, verdicts: Mapping[str, Verdict]) -> str:
-    """Return verdicts as they are stored; those of code are unknown, because no judge was asked."""
+    """Return verdicts as stored: those decided by code are unknown, since no judge was asked."""
     said = verdict_string(verdicts[criterion.id] for criterion in rubric.criteria)
     return "".join(
         each if criterion.check is None else UNKNOWN

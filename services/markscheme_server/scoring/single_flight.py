@@ -8,13 +8,13 @@ from typing import Generic, TypeVar
 from markscheme_server.domain.call_context import Deadline
 
 GRACE_S = 0.1
-"""Work ends itself at its deadline; callers wait this much longer for its outcome."""
+"""Seconds that callers wait beyond the work's own deadline for its outcome."""
 T = TypeVar("T")
 Work = Callable[[Deadline], Awaitable[T]]
 
 
 class Abandoned(Exception):
-    """The work was cancelled while somebody still waited, because the process is stopping."""
+    """The work was cancelled while callers waited, because the process is stopping."""
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class SingleFlight(Generic[T]):
             done.exception()  # mark it as retrieved, so that asyncio does not log it
 
     async def drain(self, within_s: float) -> None:
-        """Wait for the work under way, for `within_s` at most, then cancel the rest."""
+        """Wait up to `within_s` seconds for running work, then cancel the rest."""
         tasks = [flight.task for flight in self._flights.values()]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=within_s)

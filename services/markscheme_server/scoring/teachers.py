@@ -20,7 +20,7 @@ from markscheme_server.store.teachers import TeacherResponse
 
 @dataclass(frozen=True, slots=True)
 class SampleResult:
-    """What the bank holds for a prompt now, and what was sampled.
+    """The bank's responses to a prompt, and how many were sampled.
 
     `duplicates`: responses that the bank held already.
     """
@@ -31,8 +31,8 @@ class SampleResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sampling:
-    """Who wants teacher responses to which prompt, and how many the bank should hold."""
+class _SamplingRequest:
+    """A request to fill the bank for a prompt up to `count` responses."""
 
     teacher: Teacher
     team: str
@@ -88,7 +88,7 @@ class TeacherService:
         shorter. Raises `JudgeFailure` if the teacher fails for any of them (the others are
         stored), `Unprocessable` if there is no teacher, and `Unavailable` if its queue is full.
         """
-        sampling = _Sampling(self._judges.teacher(), team, prompt, count, run_id)
+        sampling = _SamplingRequest(self._judges.teacher(), team, prompt, count, run_id)
         bank = await self._full_bank(sampling)
         if bank is not None:
             return bank
@@ -104,19 +104,19 @@ class TeacherService:
                 UnscoredReason.TIMEOUT, "the teacher did not respond in the request's time"
             ) from error
 
-    async def _full_bank(self, sampling: _Sampling) -> SampleResult | None:
+    async def _full_bank(self, sampling: _SamplingRequest) -> SampleResult | None:
         bank = await self._store.teachers.find(sampling.team, sampling.prompt_key)
         return SampleResult(bank) if len(bank) >= sampling.count else None
 
     async def _sample(
-        self, sampling: _Sampling, context: CallContext, claim: Claim
+        self, sampling: _SamplingRequest, context: CallContext, claim: Claim
     ) -> SampleResult:
         """Sample the missing responses under a claim."""
         before = await self._store.teachers.find(sampling.team, sampling.prompt_key)
         missing, gateway = max(0, sampling.count - len(before)), sampling.teacher.gateway
         reservation = gateway.reserve(missing, sampling.team) if gateway and missing else None
         try:
-            # Let all of them end: a response that was paid for is stored even if another one fails.
+            # Let all finish: a paid response is stored even if another one fails.
             results = await asyncio.gather(
                 *(self._sample_one(sampling, context) for _ in range(missing)),
                 return_exceptions=True,
@@ -134,7 +134,7 @@ class TeacherService:
         bank = await self._store.teachers.find(sampling.team, sampling.prompt_key)
         return SampleResult(bank, added, len(results) - added)
 
-    async def _sample_one(self, sampling: _Sampling, context: CallContext) -> int:
+    async def _sample_one(self, sampling: _SamplingRequest, context: CallContext) -> int:
         """Sample and store one response. Returns how many were new."""
         teacher = sampling.teacher
         about = CallDescription(sampling.team, sampling.run_id, "teacher", teacher.teacher_identity)

@@ -67,7 +67,7 @@ class GroupVerdicts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
+class _Decisions:
     """Decisions by verdict key, and reasons by verdict key where there is none.
 
     `judged`: whether a judge was asked for them, rather than only the database.
@@ -98,7 +98,7 @@ class VerdictService:
     ) -> None:
         self._store, self._claims, self._cache, self._budgets = store, claims, cache, budgets
         self._checks = checks
-        self._flights: SingleFlight[_Decided] = SingleFlight()
+        self._flights: SingleFlight[_Decisions] = SingleFlight()
         # By judge; no limit over all teams, so that a team waits only for itself.
         self._under_way: dict[str, FairQueue] = {}
         self.throttle = LoopThrottle(SLICE_VERDICTS)
@@ -241,7 +241,7 @@ class VerdictService:
             found |= stored
         return found
 
-    async def _ask(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+    async def _ask(self, plan: VerdictPlan, context: CallContext) -> _Decisions:
         """Decide all units, a bounded number of them at a time."""
         query, gateway = plan.query, plan.query.judge.gateway
         limit = max(MIN_UNITS, UNITS_PER_SLOT * (gateway.concurrency if gateway else 0))
@@ -249,7 +249,7 @@ class VerdictService:
             query.judge.name, FairQueue(sys.maxsize, max_per_team=limit)
         )
         # The workers share one iterator: each takes the next unit when it is done with one.
-        units, results = iter(plan.units), list[_Decided]()
+        units, results = iter(plan.units), list[_Decisions]()
 
         async def ask_next() -> None:
             for unit in units:
@@ -262,7 +262,7 @@ class VerdictService:
                 except TimeoutError:
                     keys = query.keys(plan.missing, unit)
                     late = dict.fromkeys(keys, UnscoredReason.TIMEOUT)
-                    results.append(_Decided(failures=late))
+                    results.append(_Decisions(failures=late))
                     continue
                 try:
                     results.append(await self._ask_unit(plan, unit, context))
@@ -272,16 +272,16 @@ class VerdictService:
         await asyncio.gather(*(ask_next() for _ in range(min(limit, len(plan.units)))))
         return _merged(results)
 
-    async def _check(self, plan: VerdictPlan, context: CallContext) -> _Decided:
+    async def _check(self, plan: VerdictPlan, context: CallContext) -> _Decisions:
         """Decide by code, some texts at a time. It costs nothing, so nothing is claimed."""
-        query, parts = plan.query, list[_Decided]()
+        query, parts = plan.query, list[_Decisions]()
         for texts in sliced([text for unit in plan.units for text in unit], len(plan.missing)):
             keys = query.keys(plan.missing, texts)
             task = VerifyTask(query.prompt, plan.missing, texts)
             try:
                 answer = await query.judge.verify(task, context)
             except JudgeFailure as failure:
-                parts.append(_Decided(failures=dict.fromkeys(keys, failure.reason)))
+                parts.append(_Decisions(failures=dict.fromkeys(keys, failure.reason)))
                 continue
             await self.throttle.wait(len(keys), query.team, context.priority)
             by_text = dict(zip(texts, answer, strict=True))
@@ -294,12 +294,12 @@ class VerdictService:
             _count(query, "check", len(decisions))
             # What the judge left out was not reached in time.
             late = [key for key in keys if key not in decisions]
-            parts.append(_Decided(decisions, dict.fromkeys(late, UnscoredReason.TIMEOUT)))
+            parts.append(_Decisions(decisions, dict.fromkeys(late, UnscoredReason.TIMEOUT)))
         return _merged(parts)
 
-    async def _ask_unit(self, plan: VerdictPlan, unit: Unit, context: CallContext) -> _Decided:
+    async def _ask_unit(self, plan: VerdictPlan, unit: Unit, context: CallContext) -> _Decisions:
         """Decide one unit, together with all who ask about the same texts at the same time."""
-        query, missing, result = plan.query, plan.missing, _Decided()
+        query, missing, result = plan.query, plan.missing, _Decisions()
         while missing:
             keys = query.keys(missing, unit)
             work = partial(self._decide_once, plan, missing, unit, context)
@@ -311,7 +311,7 @@ class VerdictService:
                 is_late = isinstance(error, TimeoutError)
                 reason = UnscoredReason.TIMEOUT if is_late else UnscoredReason.UNAVAILABLE
                 left = [key for key in keys if key not in result]
-                return _merged([result, _Decided(failures=dict.fromkeys(left, reason))])
+                return _merged([result, _Decisions(failures=dict.fromkeys(left, reason))])
             origin = "judged" if led and shared.judged else "coalesced"
             _count(query, origin, sum(key in shared.decisions for key in keys))
             # `result` comes last, so that what this caller was given first stands.
@@ -333,19 +333,19 @@ class VerdictService:
         unit: Unit,
         context: CallContext,
         deadline: Deadline,
-    ) -> _Decided:
+    ) -> _Decisions:
         """Judge one unit under a claim, or wait for the process that does."""
         query, keys = plan.query, plan.query.keys(missing, unit)
         context = replace(context, deadline=deadline)
         stored: Mapping[str, StoredDecision] = {}
 
-        async def find() -> _Decided | None:
+        async def find() -> _Decisions | None:
             # `judge` runs after this, and leaves out what was stored by now.
             nonlocal stored
             stored = await self._store.find(query.team, keys)
-            return _Decided(stored) if all(key in stored for key in keys) else None
+            return _Decisions(stored) if all(key in stored for key in keys) else None
 
-        async def judge(claim: Claim) -> _Decided:
+        async def judge(claim: Claim) -> _Decisions:
             criteria = missing
             # Where nothing was stored since the plan was made, the unit is asked about the same
             # criteria as its rivals, even those that are known for it.
@@ -365,7 +365,7 @@ class VerdictService:
                 raise ClaimLost
             if len(calls) > 1:
                 await self._claims.drop(claim)
-            return replace(_merged([_Decided(stored), *made]), judged=True)
+            return replace(_merged([_Decisions(stored), *made]), judged=True)
 
         return await self._claims.once(query.claim_key(unit), find, judge)
 
@@ -379,7 +379,7 @@ class VerdictService:
         criteria: Criteria,
         *,
         ends_claim: bool,
-    ) -> _Decided | None:
+    ) -> _Decisions | None:
         """Make one judge call, and store its reply before it is used.
 
         Verdicts that are `stored` already stand, even if they were asked for again. Returns `None`
@@ -391,11 +391,11 @@ class VerdictService:
         async with self._question(query, unit, criteria, context) as (budget, answer):
             if isinstance(answer, JudgeFailure):
                 reason = answer.reason
-                result = _Decided({}, dict.fromkeys(keys, reason))
+                result = _Decisions({}, dict.fromkeys(keys, reason))
             else:
                 made = _rows(query, criteria, answer, budget.usage.cost_usd)
                 rows = [row for row in made if row.key not in stored]
-                result = _Decided({row.key: row.decision for row in rows})
+                result = _Decisions({row.key: row.decision for row in rows})
             reply = JudgeReply(query.team, rows, budget.ledger_row(reason), claim, ends_claim)
             if not await self._store.save(reply):
                 return None
@@ -445,14 +445,14 @@ def sliced(items: Sequence[T], criteria: int) -> Iterator[tuple[T, ...]]:
         yield tuple(items[start : start + count])
 
 
-def _merged(parts: Sequence[_Decided]) -> _Decided:
+def _merged(parts: Sequence[_Decisions]) -> _Decisions:
     """Combine results; a later one overrides an earlier one."""
     decisions: dict[str, StoredDecision] = {}
     failures: dict[str, UnscoredReason] = {}
     for part in parts:
         decisions |= part.decisions
         failures |= part.failures
-    return _Decided(decisions, failures)
+    return _Decisions(decisions, failures)
 
 
 def _rows(
@@ -480,7 +480,7 @@ def _rows(
 
 
 def _verdict(
-    criterion_id: str, key: str, known: Mapping[str, StoredDecision], result: _Decided
+    criterion_id: str, key: str, known: Mapping[str, StoredDecision], result: _Decisions
 ) -> Verdict:
     """Return the verdict under a key. One that was known before stands."""
     stored = known.get(key)

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.config import JudgeRole
 from markscheme_server.domain.usage import JudgeUsage
+from markscheme_server.judge_settings import JudgeRole
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import new_id, now
 from markscheme_server.store.engine.write_batch import Batcher

@@ -119,7 +119,7 @@ class RunStore:
             return int((await connection.execute(query)).scalar_one())
 
     async def page(self, team: str, limit: int, after: str | None) -> tuple[list[StoredRun], bool]:
-        """Return the runs after a run, the last heard of first, and whether more exist."""
+        """Return the runs after a run, most recently active first, and whether more exist."""
         query = self._select.where(runs.c.team == team).order_by(self._heard.desc(), runs.c.id)
         async with self._db.reading(team_scope(team)) as connection:
             if after is not None:

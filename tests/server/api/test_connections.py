@@ -10,7 +10,13 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from markscheme_server.api.connections import BODY_S, HEAD_S, MIN_BYTES_PER_S, Connection, Waiting
+from markscheme_server.api.connections import (
+    BODY_S,
+    HEAD_S,
+    MIN_BYTES_PER_S,
+    Connection,
+    WaitingConnections,
+)
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
 
@@ -57,7 +63,7 @@ class Door:
     """Connections to an application that reads a body and answers 200."""
 
     def __init__(self, most: int = 100, *, reads: bool = True) -> None:
-        self.clock, self.waiting, self.state = Clock(), Waiting(most), ServerState()
+        self.clock, self.waiting, self.state = Clock(), WaitingConnections(most), ServerState()
 
         async def app(_scope: Scope, receive: Receive, send: Send) -> None:
             while not reads:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import Observed, RequestId
+from markscheme_server.api.middleware import ObservabilityMiddleware, RequestIdMiddleware
 
 SECRET = "planted-secret"
 
@@ -40,7 +40,9 @@ async def observe(
         sent.append(message)
 
     with structlog.testing.capture_logs() as logged:
-        task = asyncio.ensure_future(RequestId(Observed(app, drain))(scope(), nothing, send))
+        task = asyncio.ensure_future(
+            RequestIdMiddleware(ObservabilityMiddleware(app, drain))(scope(), nothing, send)
+        )
         await asyncio.sleep(0.01)
         if cancel:
             task.cancel()
@@ -95,7 +97,7 @@ async def test_a_request_is_counted_before_its_caller_has_the_answer() -> None:
         async def send(_message: Message) -> None:
             pass
 
-        await Observed(app, Drain())(scope(), nothing, send)
+        await ObservabilityMiddleware(app, Drain())(scope(), nothing, send)
     assert seen == [0, 1]
     assert len(logged) == 1
 
@@ -112,6 +114,6 @@ async def test_a_failing_start_or_end_is_told_without_its_words(phase: str) -> N
         sent.append(message)
 
     with structlog.testing.capture_logs() as logged, pytest.raises(ValueError, match=SECRET):
-        await Observed(app, Drain())({"type": "lifespan"}, nothing, send)
+        await ObservabilityMiddleware(app, Drain())({"type": "lifespan"}, nothing, send)
     assert sent == [{"type": f"lifespan.{phase}.failed", "message": ""}]
     assert [line["event"] for line in logged] == ["lifespan_failed"]

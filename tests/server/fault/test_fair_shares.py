@@ -152,7 +152,7 @@ def test_of_a_large_request_no_more_is_claimed_than_is_about_to_be_asked(
 def test_a_batch_of_too_many_verdicts_is_refused_with_the_figures(
     start: Any, judge: FastJudge
 ) -> None:
-    url, (many, _) = serve_teams(start, judge, max_verdicts=20)
+    url, (many, _) = serve_teams(start, judge, constants={"markscheme_server.app.MAX_VERDICTS": 20})
     rubric = create(url, many, {}, {}, {})
     refused, taken = send_all(
         [

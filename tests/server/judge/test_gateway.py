@@ -8,7 +8,6 @@ import httpx2
 import openai
 import pytest
 
-from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.errors import Unavailable
 from markscheme_server.judge.base import JudgeFailure
@@ -16,6 +15,7 @@ from markscheme_server.judge.breaker import Breaker, BreakerState
 from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.gateway import Gateway
 from markscheme_server.judge.queue import CallQueue
+from markscheme_server.judge_settings import JudgeSettings
 from markscheme_server.limits.concurrency import ConcurrencyLimiter
 from markscheme_server.limits.quotas import Quotas
 from markscheme_server.limits.sliding_window import SlidingWindows

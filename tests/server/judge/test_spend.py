@@ -7,11 +7,11 @@ import httpx2
 import openai
 import pytest
 
-from markscheme_server.config import JudgeSettings
 from markscheme_server.domain.call_context import Deadline, SpendGuard
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.judge.refusals import Refusal, RefusalKind
 from markscheme_server.judge.spend import RequestCost, Spending
+from markscheme_server.judge_settings import JudgeSettings
 
 PRICED = JudgeSettings(model="m", price_input=2.0, price_output=8.0)
 UNPRICED = JudgeSettings(model="m")

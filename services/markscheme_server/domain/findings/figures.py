@@ -27,7 +27,7 @@ TRAINER_METRICS = (
 """The trainer's metrics that findings need; others may be left out of `StepFigures.metrics`."""
 
 
-class Paired(NamedTuple):
+class PairedRewards(NamedTuple):
     """Two rewards of the same rollouts.
 
     `rollouts`: those with both. `reward_sum`: their rewards by the training judge. `other_sum`:
@@ -84,8 +84,8 @@ class StepFigures:
     comparable_groups: int = 0
     flat_groups: int = 0
     words: int | None = None
-    teacher: Paired = Paired()
-    second_judge: Paired = Paired()
+    teacher: PairedRewards = PairedRewards()
+    second_judge: PairedRewards = PairedRewards()
     length_reward: LengthReward = LengthReward()
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
