@@ -10,9 +10,10 @@ from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
 from markscheme_server.domain.run_history import Counts, StepTotals
-from markscheme_server.errors import Conflict, NotFound
+from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
+from markscheme_server.store.audit import actor_of
 from markscheme_server.store.budgets import Budget, BudgetStore
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.runs import RunCost, RunStore, StoredRun
@@ -172,6 +173,18 @@ class RunService:
             ]
         )
 
+    async def require_reader(self, caller: Caller, run_id: str) -> None:
+        """Raise `Forbidden` unless the key may read, or may score and created this run."""
+        if "read" in caller.scopes:
+            return
+        own = caller.key is not None and caller.key == await self._runs.creator(caller.team, run_id)
+        if not own or "score" not in caller.scopes:
+            raise Forbidden(
+                "this call needs a key with the scope 'read', or the key with the scope 'score' "
+                f"that created the run; this one has {', '.join(sorted(caller.scopes))}",
+                code="missing_scope",
+            )
+
     async def put(self, caller: Caller, run_id: str, payload: schema.RunPut) -> schema.RunDetail:
         """Create a run, or change what is said of it; what is left out stays as it is.
 
@@ -181,7 +194,7 @@ class RunService:
         changes = payload.model_dump(exclude_unset=True)
         if "state" in changes:
             changes.setdefault("reason", None)
-        await self._runs.put(caller.team, run_id, changes)
+        await self._runs.put(actor_of(caller), run_id, changes)
         return await self.run(caller, run_id)
 
     async def add_records(
@@ -193,7 +206,7 @@ class RunService:
         """
         await self._require_room(caller, run_id)
         metrics = {record.step: record.metrics for record in records}
-        if not await self._runs.add_records(caller.team, run_id, metrics, most=MAX_RECORDS):
+        if not await self._runs.add_records(actor_of(caller), run_id, metrics, most=MAX_RECORDS):
             raise Conflict(
                 f"a run has metrics of {MAX_RECORDS:,} steps at most: send those of every tenth "
                 "step, or begin another run",
