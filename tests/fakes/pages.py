@@ -78,7 +78,8 @@ def run_figures(run: schema.RunDetail, groups: schema.RunGroupList) -> list[floa
 
 def criterion_figures(criteria: schema.CriterionList) -> list[float]:
     """Return the shares of met verdicts that the page of a run must show."""
-    shares = [share for each in criteria.data for share in (each.first, each.now, each.teacher)]
+    rows = [*criteria.data, *(each for each in criteria.categories if each.criteria > 1)]
+    shares = [share for each in rows for share in (each.first, each.now, each.teacher)]
     return [share.met / share.judged for share in shares if share.judged]
 
 

@@ -1,7 +1,7 @@
 """Runs as the service answers them, made without a database: any size, any fault."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +29,32 @@ STATEMENTS = (
 )
 CATEGORIES = ("task_fulfilment", "observable_quality", "general_reasoning")
 ROLLOUTS = 8
+
+
+def added(criteria: Sequence[schema.CriterionHistory]) -> schema.CategoryHistory:
+    """Return the sum of criteria of one category that were asked in the same spans."""
+
+    def total(shares: Iterable[CriterionShare]) -> dict[str, int]:
+        listed = list(shares)
+        return {
+            name: sum(getattr(each, name) for each in listed)
+            for name in ("met", "judged", "unknown")
+        }
+
+    return schema.CategoryHistory(
+        category=criteria[0].category,
+        criteria=len(criteria),
+        total=CriterionShare(**total(c.total for c in criteria)),
+        first=CriterionShare(**total(c.first for c in criteria)),
+        now=CriterionShare(**total(c.now for c in criteria)),
+        teacher=CriterionShare(**total(c.teacher for c in criteria)),
+        spans=[
+            schema.CriterionSpan(
+                first_step=spans[0].first_step, last_step=spans[0].last_step, **total(spans)
+            )
+            for spans in zip(*(c.spans for c in criteria), strict=True)
+        ],
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +174,11 @@ class MadeRun:
         return schema.CriterionList(
             first_step=self.first_step if self.steps else None,
             last_step=self.first_step + self.steps - 1 if self.steps else None,
+            categories=[
+                added([c for c in found if c.category == category])
+                for category in CATEGORIES
+                if any(c.category == category for c in found)
+            ],
             data=found,
             total=self.criteria,
             has_more=False,

@@ -1,15 +1,16 @@
 """Training runs of the caller's team: steps, criteria and findings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from time import perf_counter
+from typing import Any
 
 from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
-from markscheme_server.domain.run_history import Counts, StepTotals
+from markscheme_server.domain.run_history import Counts, RunHistory, StepTotals
 from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
@@ -147,6 +148,15 @@ class RunService:
         return schema.CriterionList(
             first_step=history.first_step,
             last_step=history.last_step,
+            categories=[
+                schema.CategoryHistory(
+                    category=category,
+                    criteria=each.criteria,
+                    teacher=_share([each.teacher]),
+                    **_over_steps(history, each.by_step, bins),
+                )
+                for category, each in loaded.categories.items()
+            ],
             data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
             total=len(asked),
             has_more=start + limit < len(asked),
@@ -339,16 +349,6 @@ def _criterion(
     bins: int,
     findings: Sequence[FindingKind],
 ) -> schema.CriterionHistory:
-    start, width = loaded.history.span_of(bins, None, None)
-    spans: dict[int, list[int]] = {}
-    for step, (met, judged, unknown) in counts.by_step.items():
-        span = spans.setdefault((step - start) // width, [step, step, 0, 0, 0])
-        span[1] = step
-        span[2] += met
-        span[3] += judged
-        span[4] += unknown
-    by_step = list(counts.by_step.values())
-    window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
     criterion = counts.criterion
     return schema.CriterionHistory(
         key=counts.key,
@@ -357,18 +357,35 @@ def _criterion(
         category=criterion.category,
         points=criterion.points,
         rubrics=list(counts.rubrics),
-        total=_share(by_step),
-        first=_share(by_step[:window]),
-        now=_share(by_step[-window:]),
         teacher=_share([counts.teacher]),
-        spans=[
+        findings=list(findings),
+        **_over_steps(loaded.history, counts.by_step, bins),
+    )
+
+
+def _over_steps(history: RunHistory, counts: Mapping[int, Counts], bins: int) -> dict[str, Any]:
+    """Return the shares and the spans of a criterion, or of a category, by step."""
+    start, width = history.span_of(bins, None, None)
+    spans: dict[int, list[int]] = {}
+    for step, (met, judged, unknown) in counts.items():
+        span = spans.setdefault((step - start) // width, [step, step, 0, 0, 0])
+        span[1] = step
+        span[2] += met
+        span[3] += judged
+        span[4] += unknown
+    by_step = list(counts.values())
+    window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
+    return {
+        "total": _share(by_step),
+        "first": _share(by_step[:window]),
+        "now": _share(by_step[-window:]),
+        "spans": [
             schema.CriterionSpan(
                 first_step=first, last_step=last, met=met, judged=judged, unknown=unknown
             )
             for first, last, met, judged, unknown in spans.values()
         ],
-        findings=list(findings),
-    )
+    }
 
 
 def _share(counts: Sequence[Counts]) -> schema.CriterionShare:

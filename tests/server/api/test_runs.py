@@ -137,7 +137,24 @@ def test_figures_are_those_of_the_scores(member: Team) -> None:
         assert (span["low"], span["high"]) == pytest.approx((tenths[0], tenths[-1]))
     assert spans[0]["words"] == pytest.approx((4 + 2 + 2 + 1 + 4) / 5)
     assert [s["truncated"] for s in spans] == [2, 1]
-    criteria = get(red, f"{path}/criteria")["data"]
+    answer = get(red, f"{path}/criteria?bins=2")
+    criteria = answer["data"]
+    by_category: dict[str, list[Any]] = {}
+    for each in criteria:
+        by_category.setdefault(each["category"], []).append(each)
+    assert {each["category"] for each in answer["categories"]} == by_category.keys()
+    for added in answer["categories"]:
+        parts = by_category[added["category"]]
+        assert added["criteria"] == len(parts)
+        for name in ("total", "first", "now", "teacher"):
+            assert added[name]["met"] == sum(each[name]["met"] for each in parts)
+            assert added[name]["judged"] == sum(each[name]["judged"] for each in parts)
+        assert [s["met"] for s in added["spans"]] == [
+            sum(spans)
+            for spans in zip(*([s["met"] for s in c["spans"]] for c in parts), strict=True)
+        ]
+    first = get(red, f"{path}/criteria?bins=2&limit=1")
+    assert first["categories"] == answer["categories"]
     assert len(criteria) == len(groups[0]["rubric"]["criteria"])
     for criterion in criteria:
         said = [

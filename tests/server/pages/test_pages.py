@@ -26,6 +26,7 @@ from markscheme.client import Client
 from markscheme_server.domain.caller import OPERATOR
 from markscheme_server.pages import render, views
 from markscheme_server.pages.render import POLICY, Frame
+from markscheme_server.pages.words import CATEGORIES
 
 RUN = "/pages/runs/support-7b-ropd-4"
 GROUP = "/pages/groups/asg_0000"
@@ -179,13 +180,17 @@ def test_figures_of_the_heat_map_are_the_services() -> None:
     run = MadeRun()
     html = run_html(run)
     data = json.loads(re.search(r'id="heat-data">(.*?)</script>', html).group(1))  # type: ignore[union-attr]
-    for criterion in run.criterion_list().data:
+    listed = run.criterion_list()
+    rows = {criterion.key: criterion.spans for criterion in listed.data}
+    rows |= {f"category {CATEGORIES[each.category]}": each.spans for each in listed.categories}
+    assert data["rows"].keys() == rows.keys()
+    for key, spans in rows.items():
         assert [
             (*data["bins"][at], met, judged, *unknown)
-            for at, met, judged, *unknown in data["rows"][criterion.key]
+            for at, met, judged, *unknown in data["rows"][key]
         ] == [
             (s.first_step, s.last_step, s.met, s.judged, *([s.unknown] if s.unknown else []))
-            for s in criterion.spans
+            for s in spans
         ]
 
 
