@@ -484,7 +484,7 @@ def made_replay(id: str = "rpl_differs", text: str | None = None) -> schema.Repl
         "run_id": text or "support-7b-ropd-4",
         "rubric_id": text or "rub_2",
         "judge": text or "second",
-        "view": "final",
+        "view": "reply",
         "verify": "group",
         "thinking": "auto",
         "clamp": "zero",

@@ -208,6 +208,7 @@ def replay_page(replay: ReplayDetail) -> dict[str, Any]:
         "replay": replay,
         "c": replay.comparison,
         "changed": replay_changes(replay),
+        "headline": headline,
         "signed3": lambda value: signed(value, 3),
         "p_value": p_value,
     }
