@@ -34,7 +34,7 @@ def main(url: str, folder: Path) -> None:
     with Client(url) as client:
         report = RunReport(client, config)
         with report:
-            train(config, client, on_start=report.start, on_record=report.add)
+            train(config, client, resume=False, on_start=report.start, on_record=report.add)
     sys.stdout.write(report.run_id)
 
 
