@@ -3,8 +3,11 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,15 @@ import httpx
 import pytest
 
 from conftest import clean_environment
-from fakes.pages import made_runs
+from fakes.pages import (
+    criterion_figures,
+    group_figures,
+    made_runs,
+    missing,
+    replay_figures,
+    run_figures,
+)
+from fakes.processes import eventually
 from fakes.runs import HOSTILE, MadeRun, made_group
 from fakes.service import running
 from markscheme import Client
@@ -25,7 +36,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 AXE = Path(os.environ.get("AXE", "build/axe/package/axe.min.js"))
 WIDTHS = {1280: 900, 390: 844}
-DATA = {
+MADE: dict[str, dict[str, Any]] = {
     "long": {"run": MadeRun(steps=1000, criteria=12), "group": made_group()},
     "small": {
         "run": MadeRun(steps=20, criteria=3, outage=None, teacher=False, second_judge=False),
@@ -37,39 +48,83 @@ DATA = {
     },
     "hostile": {"text": HOSTILE},
 }
+REPLAYS = ("rpl_differs", "rpl_running", "rpl_failed")
 
 
-def addresses(text: str | None) -> dict[str, str]:
-    """Return the pages by name. `text`: replaces the run's name."""
-    run = views.path("runs", text or "support-7b-ropd-4")
-    return {
-        "runs": "",
-        "run": run,
-        "last": f"{run}?last=200&sort=spread",
-        "group": "groups/asg_0000",
-        "judge prompt": "groups/asg_0000?judge=r0",
-        "rubrics": "rubrics",
-        "judges": "judges",
-        "cost": "cost",
-        "teams": "teams",
-        "sign-in": "signin",
-        "not there": "nowhere",
-    }
+@dataclass(frozen=True)
+class Site:
+    """A service with the ids of a run, a group and its replays, and of a rollout and a rubric."""
+
+    url: str
+    run: str
+    group: str
+    rollout: str
+    rubric: str
+    replays: Sequence[str]
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """The addresses of the pages by name."""
+        run = views.path("runs", self.run)
+        below = {
+            "runs": "",
+            "run": run,
+            "last": f"{run}?last=200&sort=spread",
+            "group": f"groups/{self.group}",
+            "judge prompt": f"groups/{self.group}?judge={self.rollout}",
+            **{f"replay {i}": f"replays/{each}" for i, each in enumerate(self.replays, 1)},
+            "rubrics": "rubrics",
+            "rubric": f"rubrics/{self.rubric}",
+            "judges": "judges",
+            "cost": "cost",
+            "teams": "teams",
+            "sign-in": "signin",
+            "not there": "nowhere",
+        }
+        return {name: f"{self.url}/pages/{path}" for name, path in below.items()}
 
 
 @contextmanager
-def service(home: Path, **data: Any) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, made_runs(**data):
+def served(home: Path) -> Iterator[str]:
+    """Serve with the builtin judge."""
+    with pytest.MonkeyPatch.context() as patch:
         clean_environment(patch)
         with running(Settings(_env_file=None, home=home, judge="builtin")) as url:
-            with Client(url) as client:
-                rubric = client.create_rubric(
-                    data.get("text") or "Name a colour.", [{"text": "It names red.", "points": 1}]
-                )
-                client.fork_rubric(
-                    rubric.id, criteria=[{"text": data.get("text") or "Blue.", "points": 2}]
-                )
             yield url
+
+
+@contextmanager
+def made_site(home: Path, **data: Any) -> Iterator[Site]:
+    """Serve runs that are made up."""
+    with made_runs(**data), served(home) as url, Client(url) as client:
+        text = data.get("text")
+        rubric = client.create_rubric(
+            text or "Name a colour.", [{"text": "It names red.", "points": 1}]
+        )
+        client.fork_rubric(rubric.id, criteria=[{"text": text or "Blue.", "points": 2}])
+        run = text or "support-7b-ropd-4"
+        yield Site(url, run, "asg_0000", "r0", next(iter(client.rubrics())).id, REPLAYS)
+
+
+@contextmanager
+def trained_site(home: Path) -> Iterator[Site]:
+    """Serve a run that the demo's model was trained in, and a replay of one of its prompts."""
+    with served(home) as url, Client(url) as client:
+        program = str(Path(__file__).with_name("demo_run.py"))
+        done = subprocess.run(
+            [sys.executable, program, url, str(home)], check=True, stdout=subprocess.PIPE, text=True
+        )
+        run = done.stdout.split()[-1]
+        group = client.group(client.run_groups(run, sort="spread", limit=1).data[0].id)
+        assert group.rubric is not None
+        criteria = client.rubric(group.rubric.id).criteria
+        first = criteria[0].model_copy(update={"points": criteria[0].points + 4})
+        fork = client.fork_rubric(group.rubric.id, criteria=[first, *criteria[1:]])
+        replay = client.create_replay(run, rubric_id=fork.id)
+        for attempt in eventually():
+            with attempt:
+                assert client.replay(replay.id).state == "finished"
+        yield Site(url, run, group.id, group.rollouts[0].id, fork.id, [replay.id])
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +140,14 @@ def browser() -> Iterator[Any]:
     asyncio.set_event_loop(None)
 
 
-@pytest.fixture(scope="module", params=DATA)
+@pytest.fixture(scope="module", params=[*MADE, "trained"])
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, dict[str, str]]]:
-    data: dict[str, Any] = DATA[request.param]
-    with service(tmp_path_factory.mktemp("home"), **data) as url:
-        pages = addresses(data.get("text"))
-        with Client(url) as client:
-            pages["rubric"] = f"rubrics/{next(iter(client.rubrics())).id}"
-        yield f"{url}/pages/", pages
+) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("home")
+    made = MADE.get(request.param)
+    with trained_site(home) if made is None else made_site(home, **made) as opened_site:
+        yield opened_site
 
 
 @contextmanager
@@ -115,12 +168,11 @@ def opened(browser: Any, address: str, **options: Any) -> Iterator[tuple[Any, li
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_is_quiet_fits_and_is_accessible(
-    browser: Any, site: tuple[str, dict[str, str]], scheme: str, width: int
+    browser: Any, site: Site, scheme: str, width: int
 ) -> None:
-    url, pages = site
     options = {"viewport": {"width": width, "height": WIDTHS[width]}, "color_scheme": scheme}
-    for name, path in pages.items():
-        with opened(browser, url + path, **options) as (page, said):
+    for name, address in site.pages.items():
+        with opened(browser, address, **options) as (page, said):
             page.wait_for_timeout(100)
             expected = [s for s in said if not (name == "not there" and "404" in s)]
             assert expected == [], f"{name}: {said}"
@@ -134,7 +186,7 @@ def test_a_page_is_quiet_fits_and_is_accessible(
             if shots:
                 test = os.environ["PYTEST_CURRENT_TEST"].split("[")[1].split("]")[0]
                 page.screenshot(path=f"{shots}/{name}-{test}.png", full_page=True)
-        with opened(browser, url + path, bypass_csp=True, **options) as (page, _):
+        with opened(browser, address, bypass_csp=True, **options) as (page, _):
             page.evaluate(AXE.read_text(encoding="utf-8") + "; 0")
             found = page.evaluate(
                 "axe.run().then(r => r.violations.map(v => [v.id, v.nodes[0].html.slice(0, 200)]))"
@@ -142,31 +194,48 @@ def test_a_page_is_quiet_fits_and_is_accessible(
             assert found == [], f"{name}: {found}"
 
 
-def test_a_page_works_without_javascript(browser: Any, site: tuple[str, dict[str, str]]) -> None:
-    url, pages = site
-    for name, path in pages.items():
-        with opened(browser, url + path, java_script_enabled=False) as (page, _):
+def test_a_page_works_without_javascript(browser: Any, site: Site) -> None:
+    for name, address in site.pages.items():
+        with opened(browser, address, java_script_enabled=False) as (page, _):
             assert page.locator("h1").count() == 1, name
             text = page.locator("main").inner_text()
             assert len(text) > 40, name
             assert "undefined" not in text
 
 
-def test_nothing_is_loaded_from_elsewhere(browser: Any, site: tuple[str, dict[str, str]]) -> None:
-    url, pages = site
-    for path in pages.values():
+def test_nothing_is_loaded_from_elsewhere(browser: Any, site: Site) -> None:
+    for address in site.pages.values():
         asked: list[str] = []
         with opened(browser, "about:blank") as (page, _):
             page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto(url + path)
+            page.goto(address)
             page.wait_for_timeout(50)
-        assert all(address.startswith(url) for address in asked), asked
+        assert all(each.startswith(site.url) for each in asked), asked
+
+
+def test_figures_are_those_of_the_api(browser: Any, site: Site) -> None:
+    def shown(name: str) -> list[float]:
+        with opened(browser, site.pages[name]) as (page, _):
+            figures = page.locator("main data").evaluate_all("all => all.map(one => one.value)")
+        return [float(each) for each in figures]
+
+    with Client(site.url) as client:
+        run = run_figures(client.run(site.run), client.run_groups(site.run, limit=50))
+        criteria = criterion_figures(client.run_criteria(site.run))
+        group = group_figures(client.group(site.group))
+        replays = [replay_figures(client.replay(each)) for each in site.replays]
+    assert missing([*run, *criteria], shown("run")) == []
+    assert missing(group, shown("group")) == []
+    for i, figures in enumerate(replays, 1):
+        assert missing(figures, shown(f"replay {i}")) == []
+    assert run
+    assert replays[0]
 
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with service(tmp_path_factory.mktemp("home"), **DATA["long"]) as url:
-        yield f"{url}/pages/"
+    with made_site(tmp_path_factory.mktemp("home"), **MADE["long"]) as made:
+        yield f"{made.url}/pages/"
 
 
 def test_the_pointer_gets_the_figures(browser: Any, long_run: str) -> None:

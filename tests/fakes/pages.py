@@ -1,6 +1,6 @@
 """A service whose runs are made up, and a reader of its pages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -65,9 +65,56 @@ class Page(HTMLParser):
             self.texts.append(data)
 
 
+def run_figures(run: schema.RunDetail, groups: schema.RunGroupList) -> list[float]:
+    """Return figures that the page of a run must show, of those that are known."""
+    shares = [
+        run.reward_now / run.teacher if run.reward_now is not None and run.teacher else None,
+        run.unscored / run.rollouts if run.rollouts else None,
+        1 - run.flat_groups / run.comparable_groups if run.comparable_groups else None,
+    ]
+    whole = [run.reward_first, run.reward_now, run.teacher, run.second_judge_now, run.cost_usd]
+    return _known(*whole, *shares, *(group.mean for group in groups.data))
+
+
+def criterion_figures(criteria: schema.CriterionList) -> list[float]:
+    """Return the shares of met verdicts that the page of a run must show."""
+    rows = [*criteria.data, *(each for each in criteria.categories if each.criteria > 1)]
+    shares = [share for each in rows for share in (each.first, each.now, each.teacher)]
+    return [share.met / share.judged for share in shares if share.judged]
+
+
+def group_figures(group: schema.GroupDetail) -> list[float]:
+    """Return the rewards that the page of a group must show, of those that are known."""
+    return _known(*(each.reward for each in [*group.rollouts, *group.teachers]))
+
+
+def replay_figures(replay: schema.ReplayDetail) -> list[float]:
+    """Return figures that the page of a replay must show, of those that are known."""
+    compared = replay.comparison
+    means = [compared.difference, compared.rank_agreement, compared.sign_changes]
+    found = _known(compared.before, compared.after, replay.cost_usd)
+    for mean in means:
+        found += _known(mean.value, mean.low, mean.high)
+    for row in compared.criteria:
+        found += _known(row.lost, row.gained, row.pairs, row.p)
+        if row.judged_before and row.judged_after:
+            found += [row.met_before / row.judged_before, row.met_after / row.judged_after]
+    return found
+
+
+def _known(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def missing(expected: Iterable[float], shown: Iterable[float]) -> list[float]:
+    """Return the expected figures that are not shown to 1e-9."""
+    values = list(shown)
+    return [each for each in expected if not any(abs(each - value) < 1e-9 for value in values)]
+
+
 @dataclass
 class MadeRuns:
-    """Answers as the services of runs, groups and judges do, from one run that is made up."""
+    """Answers as the services of runs, groups, judges and replays do, from one made-up run."""
 
     run_: made.MadeRun
     group_: schema.GroupDetail
@@ -78,6 +125,9 @@ class MadeRuns:
     def _own(self, caller: Caller) -> None:
         if caller.team != self.team:
             raise NotFound("there is no such run", code="not_found")
+
+    async def require_reader(self, caller: Caller, _run_id: str) -> None:
+        self._own(caller)
 
     async def runs(self, caller: Caller, **_: Any) -> schema.RunList:
         shown = [self.run_.summary(**self.detail)] if caller.team == self.team else []
@@ -126,13 +176,27 @@ class MadeRuns:
     async def judges(self, caller: Caller, **_: Any) -> schema.JudgeReports:
         return made.judge_reports(self.text)
 
+    async def replays(self, caller: Caller, **_: Any) -> schema.ReplayList:
+        self._own(caller)
+        listed = [
+            schema.Replay.model_validate(
+                made.made_replay(id, self.text).model_dump(exclude={"comparison"})
+            )
+            for id in made.REPLAYS
+        ]
+        return schema.ReplayList(data=listed, has_more=False)
+
+    async def replay(self, caller: Caller, replay_id: str) -> schema.ReplayDetail:
+        self._own(caller)
+        return made.made_replay(replay_id, self.text)
+
 
 class _WithRuns:
     """The services of an application, with other runs."""
 
     def __init__(self, services: Any, runs: MadeRuns) -> None:
         self._services = services
-        self.runs = self.groups = self.judge_reports = runs
+        self.runs = self.groups = self.judge_reports = self.replays = runs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._services, name)

@@ -1,7 +1,7 @@
 """Runs as the service answers them, made without a database: any size, any fault."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +29,32 @@ STATEMENTS = (
 )
 CATEGORIES = ("task_fulfilment", "observable_quality", "general_reasoning")
 ROLLOUTS = 8
+
+
+def added(criteria: Sequence[schema.CriterionHistory]) -> schema.CategoryHistory:
+    """Return the sum of criteria of one category that were asked in the same spans."""
+
+    def total(shares: Iterable[CriterionShare]) -> dict[str, int]:
+        listed = list(shares)
+        return {
+            name: sum(getattr(each, name) for each in listed)
+            for name in ("met", "judged", "unknown")
+        }
+
+    return schema.CategoryHistory(
+        category=criteria[0].category,
+        criteria=len(criteria),
+        total=CriterionShare(**total(c.total for c in criteria)),
+        first=CriterionShare(**total(c.first for c in criteria)),
+        now=CriterionShare(**total(c.now for c in criteria)),
+        teacher=CriterionShare(**total(c.teacher for c in criteria)),
+        spans=[
+            schema.CriterionSpan(
+                first_step=spans[0].first_step, last_step=spans[0].last_step, **total(spans)
+            )
+            for spans in zip(*(c.spans for c in criteria), strict=True)
+        ],
+    )
 
 
 @dataclass(frozen=True)
@@ -148,6 +174,11 @@ class MadeRun:
         return schema.CriterionList(
             first_step=self.first_step if self.steps else None,
             last_step=self.first_step + self.steps - 1 if self.steps else None,
+            categories=[
+                added([c for c in found if c.category == category])
+                for category in CATEGORIES
+                if any(c.category == category for c in found)
+            ],
             data=found,
             total=self.criteria,
             has_more=False,
@@ -433,4 +464,81 @@ def judge_reports(text: str | None = None) -> schema.JudgeReports:
             ),
         ],
         disagreements=MadeRun(steps=3, text=text).group_list(3).data,
+    )
+
+
+REPLAYS: Mapping[str, Mapping[str, Any]] = {
+    "rpl_differs": {},
+    "rpl_running": {"state": "running", "done": 12, "skipped": 0},
+    "rpl_queued": {"state": "queued", "done": 0},
+    "rpl_paused": {"state": "paused", "done": 12, "reason": "the team's budget is spent"},
+    "rpl_failed": {"state": "failed", "done": 0, "reason": "there is no judge 'second' any more"},
+}
+"""Replays by id, with what is not as in the first, which is finished and differs from its run."""
+
+
+def made_replay(id: str = "rpl_differs", text: str | None = None) -> schema.ReplayDetail:
+    """Make one of `REPLAYS`. One that has done no group has no figures."""
+    values: dict[str, Any] = {
+        "id": id,
+        "run_id": text or "support-7b-ropd-4",
+        "rubric_id": text or "rub_2",
+        "judge": text or "second",
+        "view": "reply",
+        "verify": "group",
+        "thinking": "auto",
+        "clamp": "zero",
+        "state": "finished",
+        "reason": None,
+        "groups": 40,
+        "done": 40,
+        "skipped": 1,
+        "calls": 312,
+        "cost_usd": 0.0712345678,
+        "unpriced_calls": 2,
+        "cached_verdicts": 17,
+        "saved_usd": 0.004,
+        "created_at": START,
+        "changed_at": START + timedelta(minutes=7),
+    } | REPLAYS[id]
+    if values["reason"] is not None:
+        values["reason"] = text or values["reason"]
+
+    def mean(value: float, low: float, high: float) -> schema.MeanInterval:
+        if values["done"] == 0:
+            return schema.MeanInterval(value=None, low=None, high=None)
+        return schema.MeanInterval(value=value, low=low, high=high)
+
+    begun = values["done"] > 0
+    flips = [(30, 2, 0.0000012345), (7, 9, 0.8036189), (0, 0, None)]
+    return schema.ReplayDetail(
+        **values,
+        comparison=schema.ReplayComparison(
+            rollouts=8 * values["done"],
+            unknown_before=3 if begun else 0,
+            unknown_after=5 if begun else 0,
+            before=0.7012345678 if begun else None,
+            after=0.6123456789 if begun else None,
+            difference=mean(-0.0888888889, -0.1412345678, -0.0312345678),
+            rank_agreement=mean(0.7312345678, 0.61, 0.84),
+            rank_groups=38 if begun else 0,
+            sign_changes=mean(0.1812345678, 0.12, 0.25),
+            criteria=[
+                schema.CriterionFlips(
+                    key=f"{c:064x}",
+                    text=text or STATEMENTS[c],
+                    met_before=120 + lost,
+                    judged_before=312,
+                    met_after=120 + gained if p is not None else 0,
+                    judged_after=312 if p is not None else 0,
+                    pairs=310 if p is not None else 0,
+                    lost=lost,
+                    gained=gained,
+                    p=p,
+                )
+                for c, (lost, gained, p) in enumerate(flips)
+            ]
+            if begun
+            else [],
+        ),
     )

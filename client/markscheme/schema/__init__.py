@@ -69,6 +69,7 @@ from markscheme.schema.rubrics import (
     StudentResponse,
 )
 from markscheme.schema.runs import (
+    CategoryHistory,
     CriterionHealth,
     CriterionHistory,
     CriterionList,
@@ -155,6 +156,7 @@ from markscheme.vocabulary import (
 )
 
 __all__ = [
+    "CategoryHistory",
     "CriterionHealth",
     "CriterionHistory",
     "CriterionList",

@@ -10,7 +10,7 @@ class AuditEntry(Wire):
     """One recorded action.
 
     `key` is the prefix of the key that was used, or null for the operator. `subject` is what the
-    action changed: `rubric:ID`, `key:PREFIX` or `team:NAME`.
+    action changed: `rubric:ID`, `run:ID`, `key:PREFIX` or `team:NAME`.
     """
 
     object: Literal["audit.entry"] = "audit.entry"

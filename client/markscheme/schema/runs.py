@@ -221,12 +221,28 @@ class CriterionHistory(Wire):
     findings: list[FindingKind]
 
 
+class CategoryHistory(Wire):
+    """All criteria of a category over a run, added up. Windows and spans are as of a criterion."""
+
+    category: str | None
+    criteria: int
+    total: CriterionShare
+    first: CriterionShare
+    now: CriterionShare
+    teacher: CriterionShare
+    spans: list[CriterionSpan]
+
+
 class CriterionList(Wire):
-    """`GET /v1/runs/{id}/criteria`: those with findings first, then the most asked."""
+    """`GET /v1/runs/{id}/criteria`: those with findings first, then the most asked.
+
+    `categories` add up all criteria of the run, not only those of this page.
+    """
 
     object: Literal["list"] = "list"
     first_step: int | None
     last_step: int | None
+    categories: list[CategoryHistory]
     data: list[CriterionHistory]
     total: int
     has_more: bool

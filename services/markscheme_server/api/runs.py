@@ -11,6 +11,7 @@ from markscheme_server.api.errors import RESPONSES
 from markscheme_server.api.services import (
     NO_NUL,
     After,
+    AnyCaller,
     Limit,
     PlainInteger,
     Reader,
@@ -106,9 +107,13 @@ async def get_run_criteria(
 
 @router.get("/runs/{run_id:encoded}/findings", summary="Get what is wrong with a run")
 async def get_run_findings(
-    run_id: RunPath, caller: Reader, services: UsesServices
+    run_id: RunPath, caller: AnyCaller, services: UsesServices
 ) -> schema.FindingList:
-    """Return findings in sentences, alarms first, each with the groups that prove it."""
+    """Return findings in sentences, alarms first, each with the groups that prove it.
+
+    A key with the scope `score` that created the run may ask too.
+    """
+    await services.runs.require_reader(caller, run_id)
     return await services.runs.findings(caller, run_id)
 
 

@@ -73,7 +73,7 @@ _BEARER = HTTPBearer(
 """For the OpenAPI document only: `AuthenticationMiddleware` checks keys, before bodies are read."""
 
 
-def _require(scope: Scope) -> Any:
+def _require(scope: Scope | None) -> Any:
     """Return the dependency that gives the caller, and refuses one whose key lacks the scope."""
 
     async def caller(
@@ -81,7 +81,7 @@ def _require(scope: Scope) -> Any:
         _key: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
     ) -> Caller:
         found = caller_of(request)
-        if scope not in found.scopes:
+        if scope is not None and scope not in found.scopes:
             raise Forbidden(
                 f"this call needs a key with the scope {scope!r}; this one has "
                 f"{', '.join(sorted(found.scopes))}",
@@ -97,6 +97,8 @@ def caller_of(request: Request) -> Caller:
     return cast(Caller, request.scope["markscheme.caller"])
 
 
+AnyCaller = Annotated[Caller, _require(None)]
+"""For routes whose service decides who may call them."""
 Reader = Annotated[Caller, _require("read")]
 Scorer = Annotated[Caller, _require("score")]
 Inducer = Annotated[Caller, _require("induce")]

@@ -15,7 +15,7 @@ from rich.table import Table
 from markscheme.plan import TrainingPlan
 from markscheme_server import logs
 from markscheme_server.cli.common import EnvFile, read_settings
-from markscheme_server.cli.estimate import CRITERIA, Estimate, UnknownJudge, estimate
+from markscheme_server.cli.estimate import CRITERIA, Estimate, Load, UnknownJudge, estimate
 from markscheme_server.config import Settings
 from markscheme_server.judge_settings import DEFAULT
 
@@ -124,10 +124,12 @@ def _show(
     )
     if plan.evaluation_rollouts:
         line(f"evaluations: {plan.evaluation_rollouts:,} rollouts more, without new rubrics")
-    if not any(load.calls for load in estimated.loads):
+    if not any(load.calls for load in (*estimated.loads, *estimated.shadow)):
         line("no judge calls, and nothing to pay: the builtin judge is rules")
         return
     console.print(_table(estimated))
+    if estimated.shadow:
+        line("second judge and re-asks are paid apart: no reward depends on them or waits for them")
     for name in estimated.unpriced:
         line(
             f"no prices for {name}: set price_input and price_output of its table in "
@@ -146,7 +148,8 @@ def _table(estimated: Estimate) -> Table:
     table = Table("role", "judge", box=None, pad_edge=False)
     for heading in ("calls", "prompt tokens", "reply tokens", "cost USD"):
         table.add_column(heading, justify="right")
-    for load in estimated.loads:
+
+    def add(load: Load) -> None:
         table.add_row(
             load.role,
             load.judge,
@@ -155,6 +158,9 @@ def _table(estimated: Estimate) -> Table:
             f"{load.completion_tokens:,}",
             "?" if load.cost is None else f"{load.cost:,.2f}",
         )
+
+    for load in estimated.loads:
+        add(load)
     table.add_row(
         "both",
         "",
@@ -163,6 +169,8 @@ def _table(estimated: Estimate) -> Table:
         f"{sum(load.completion_tokens for load in estimated.loads):,}",
         "?" if estimated.cost is None else f"{estimated.cost:,.2f}",
     )
+    for load in estimated.shadow:
+        add(load)
     return table
 
 

@@ -7,7 +7,7 @@ expected lengths.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,10 +19,12 @@ from markscheme_server.domain.trajectory import CHARACTERS_PER_TOKEN
 from markscheme_server.domain.usage import NANO
 from markscheme_server.judge import prompts
 from markscheme_server.judge.base import InductionTask, StudentResponse, VerifyTask
-from markscheme_server.judge_settings import BUILTIN, JudgeSettings
+from markscheme_server.judge_settings import BUILTIN, SHADOW, JudgeSettings
 
 Role = Literal["rubricator", "verifier"]
 ROLES: tuple[Role, ...] = ("rubricator", "verifier")
+Asked = Role | Literal["second judge", "asked again"]
+"""What a judge is asked for: a role, or the questions that no reward depends on."""
 CRITERIA = 8
 """Criteria in a rubric; rubricators are asked for 4 to 12."""
 CRITERION_CHARACTERS = 100
@@ -37,9 +39,9 @@ class UnknownJudge(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The calls of one role over the whole run. `cost` is in USD; `None` without prices."""
+    """Calls of one kind over the whole run. `cost` is in USD; `None` without prices."""
 
-    role: Role
+    role: Asked
     judge: str
     calls: int
     prompt_tokens: int
@@ -60,18 +62,24 @@ class Wait:
 class Estimate:
     """The calls of both roles and the limits on them.
 
-    `cost` is in USD for both; `None` when a judge has calls and no prices.
+    `cost` is in USD for both; `None` when a judge has calls and no prices. `shadow`: what the
+    second judge and re-asks take, which is not part of it. No reward waits for those calls.
     """
 
     loads: tuple[Load, ...]
     waits: tuple[Wait, ...]
     cost: float | None
+    shadow: tuple[Load, ...]
 
     @property
     def unpriced(self) -> tuple[str, ...]:
         """Judges that have calls and no prices."""
         return tuple(
-            dict.fromkeys(load.judge for load in self.loads if load.calls and load.cost is None)
+            dict.fromkeys(
+                load.judge
+                for load in (*self.loads, *self.shadow)
+                if load.calls and load.cost is None
+            )
         )
 
 
@@ -104,7 +112,7 @@ def estimate(plan: TrainingPlan, settings: Settings, seconds: Mapping[str, float
             seconds.get(name),
         )
     )
-    return Estimate(loads, waits, cost)
+    return Estimate(loads, waits, cost, tuple(_shadow(plan, settings)))
 
 
 def inductions(plan: TrainingPlan, max_uses: int) -> int:
@@ -139,27 +147,57 @@ def _judge(plan: TrainingPlan, role: Role, settings: Settings) -> str:
 def _load(plan: TrainingPlan, role: Role, name: str, settings: Settings) -> Load:
     if name == BUILTIN:
         return Load(role, name, 0, 0, 0, 0.0)
+    if role == "verifier":
+        return _verifications(role, name, plan, settings, _pools(plan))
     judge = settings.judges[name]
-    if role == "rubricator":
-        calls = inductions(plan, settings.reuse_max_uses)
-        prompt_tokens, completion_tokens = (
-            calls * _induction_tokens(plan, judge),
-            calls * _rubric_tokens(),
-        )
-    else:
-        pools = (
-            plan.groups + plan.evaluation_groups
-            if plan.verify == "group"
-            else plan.rollouts + plan.evaluation_rollouts
-        )
-        parts = _parts(judge)
-        calls = pools * len(parts)
-        prompt_tokens = pools * sum(
-            _verification_tokens(plan, judge, criteria) for criteria in parts
-        )
-        completion_tokens = pools * sum(
-            _verdict_tokens(plan, judge, criteria) for criteria in parts
-        )
+    calls = inductions(plan, settings.reuse_max_uses)
+    return _priced(
+        role, name, judge, calls, calls * _induction_tokens(plan, judge), calls * _rubric_tokens()
+    )
+
+
+def _shadow(plan: TrainingPlan, settings: Settings) -> Iterator[Load]:
+    """Yield what the second judge and the verifier's re-asks take, as far as a share is set."""
+    verifier, second = _judge(plan, "verifier", settings), settings.roles.get(SHADOW)
+    pools = _pools(plan)
+    if settings.shadow_share and second is not None and second != verifier:
+        asked = math.ceil(pools * settings.shadow_share)
+        yield _verifications("second judge", second, plan, settings, asked)
+    if settings.reask_share and verifier != BUILTIN:
+        asked = math.ceil(pools * settings.reask_share)
+        yield _verifications("asked again", verifier, plan, settings, asked)
+
+
+def _pools(plan: TrainingPlan) -> int:
+    """Count what a verifier is asked about at once: groups, or single rollouts."""
+    if plan.verify == "group":
+        return plan.groups + plan.evaluation_groups
+    return plan.rollouts + plan.evaluation_rollouts
+
+
+def _verifications(
+    role: Asked, name: str, plan: TrainingPlan, settings: Settings, pools: int
+) -> Load:
+    judge = settings.judges[name]
+    parts = _parts(judge)
+    return _priced(
+        role,
+        name,
+        judge,
+        pools * len(parts),
+        pools * sum(_verification_tokens(plan, judge, criteria) for criteria in parts),
+        pools * sum(_verdict_tokens(plan, judge, criteria) for criteria in parts),
+    )
+
+
+def _priced(
+    role: Asked,
+    name: str,
+    judge: JudgeSettings,
+    calls: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+) -> Load:
     cost = judge.cost(prompt_tokens, 0, completion_tokens) / NANO if judge.priced else None
     return Load(role, name, calls, prompt_tokens, completion_tokens, cost)
 

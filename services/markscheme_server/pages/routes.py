@@ -137,8 +137,15 @@ def here(request: Request) -> str:
     return "../" * below.count("/")
 
 
-async def _visit(request: Request) -> Visit:
-    visit = Visit(request)
+async def _any_visit(request: Request) -> Visit:  # FastAPI makes a plain class in a thread
+    return Visit(request)
+
+
+AnyVisit = Annotated[Visit, Depends(_any_visit)]
+"""For a page whose service decides who may see it."""
+
+
+async def _visit(visit: AnyVisit) -> Visit:
     _require_scope(visit.caller, "read")
     return visit
 
@@ -291,8 +298,12 @@ async def get_steps(visit: Visiting, run_id: str) -> Response:
 
 
 @router.get("/runs/{run_id:encoded}/report")
-async def get_report(visit: Visiting, run_id: str) -> Response:
-    """Return the page of a run and its newest groups as one file that needs no service."""
+async def get_report(visit: AnyVisit, run_id: str) -> Response:
+    """Return the page of a run and its newest groups as one file that needs no service.
+
+    A key with the scope `score` that created the run may ask too.
+    """
+    await visit.services.runs.require_reader(visit.caller, run_id)
     view = await _run_view(visit, run_id, views.Window())
     groups = [
         views.group_page(await visit.services.groups.group(visit.caller, group.id))

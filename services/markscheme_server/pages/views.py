@@ -14,6 +14,7 @@ from markupsafe import Markup
 from markscheme.names import path_segment
 from markscheme.schema import (
     Budget,
+    CategoryHistory,
     Criterion,
     CriterionHistory,
     CriterionList,
@@ -77,6 +78,27 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Category:
+    """A category of the heat map with its criteria, and all of them added up.
+
+    `history` is null where it would repeat the only criterion.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    history: CategoryHistory | None
+    heat: Markup
+    first: float | None
+    now: float | None
+    teacher: float | None
+
+    @property
+    def key(self) -> str:
+        """The name of its figures among those of the heat map."""
+        return f"category {self.title}"
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """Which steps and groups of a run a page shows: the query of its address."""
 
@@ -114,6 +136,7 @@ def run_page(
     spans = steps.data
     first_step = steps.first_step or 0
     known = [span for span in spans if span.reward is not None]
+    categories = _categories(criteria)
     chart = len(known) >= SHORT_RUN or (len(spans) >= SHORT_RUN and bool(known))
     label = (
         f"Mean reward by step: {decimal(run.reward_first)} at first, {decimal(run.reward_now)} now"
@@ -141,7 +164,7 @@ def run_page(
         "has_hole": bool(charts.unknown_stretches(spans)),
         "smoothed": _smoothed(spans),
         "small": _small_charts(spans, first_step) if chart else [],
-        "rows": _by_category(criteria),
+        "categories": categories,
         "criteria": criteria,
         "heat_axis": charts.heat_axis(
             criteria.first_step or 0, criteria.last_step or 0, criteria.first_step or 0
@@ -149,7 +172,7 @@ def run_page(
         "legend": charts.colour_legend(),
         "groups": groups,
         "reward_data": _reward_data(spans, first_step),
-        "heat_data": _heat_data(criteria),
+        "heat_data": _heat_data(criteria, categories),
         "unknown_share": run.unscored / run.rollouts if run.rollouts else None,
         "of_teacher": run.reward_now / run.teacher
         if run.reward_now is not None and run.teacher
@@ -185,6 +208,7 @@ def replay_page(replay: ReplayDetail) -> dict[str, Any]:
         "replay": replay,
         "c": replay.comparison,
         "changed": replay_changes(replay),
+        "headline": headline,
         "signed3": lambda value: signed(value, 3),
         "p_value": p_value,
     }
@@ -299,15 +323,39 @@ def _column(response: GroupResponse, name: str, *, is_teacher: bool, is_best: bo
     )
 
 
-def _by_category(criteria: CriterionList) -> list[tuple[str, list[Row]]]:
+def _categories(criteria: CriterionList) -> list[Category]:
     first, last = criteria.first_step or 0, criteria.last_step or 0
     found: dict[str, list[Row]] = {}
     for history in criteria.data:
-        found.setdefault(CATEGORIES.get(history.category, "Other criteria"), []).append(
-            _row(history, first, last)
-        )
+        found.setdefault(_title(history.category), []).append(_row(history, first, last))
+    totals = {_title(each.category): each for each in criteria.categories}
     order = list(CATEGORIES.values())
-    return sorted(found.items(), key=lambda item: order.index(item[0]))
+    return [
+        _category(title, found.get(title, []), totals.get(title), first, last)
+        for title in sorted(found.keys() | totals.keys(), key=order.index)
+    ]
+
+
+def _title(category: str | None) -> str:
+    return CATEGORIES.get(category, "Other criteria")
+
+
+def _category(
+    title: str, rows: Sequence[Row], total: CategoryHistory | None, first: int, last: int
+) -> Category:
+    if total is None or total.criteria < 2:
+        return Category(title, rows, None, Markup(), None, None, None)
+    at_first, now = (share(each.met, each.judged) for each in (total.first, total.now))
+    label = f"{title}: {percent(at_first)} at first, {percent(now)} now"
+    return Category(
+        title,
+        rows,
+        total,
+        charts.heat_row(total.spans, first, last, label),
+        at_first,
+        now,
+        share(total.teacher.met, total.teacher.judged),
+    )
 
 
 def _row(history: CriterionHistory, first: int, last: int) -> Row:
@@ -402,27 +450,30 @@ def _reward_data(spans: Sequence[StepSpan], first_step: int) -> dict[str, Any]:
     }
 
 
-def _heat_data(criteria: CriterionList) -> dict[str, Any]:
+def _heat_data(criteria: CriterionList, categories: Sequence[Category]) -> dict[str, Any]:
     first = criteria.first_step or 0
-    bins = sorted({(s.first_step, s.last_step) for c in criteria.data for s in c.spans})
+    spans = {c.key: c.spans for c in criteria.data} | {
+        each.key: each.history.spans for each in categories if each.history is not None
+    }
+    bins = sorted({(s.first_step, s.last_step) for row in spans.values() for s in row})
     at = {span: i for i, span in enumerate(bins)}
     return {
         "first": first,
         "last": criteria.last_step or 0,
         "offset": display_step(first, first) - first,
         "bins": bins,
-        # Of each criterion: [bin, met, judged, unknown] of the bins in which it was asked.
+        # Of each criterion and category: [bin, met, judged, unknown] where it was asked.
         "rows": {
-            c.key: [
+            key: [
                 [
                     at[s.first_step, s.last_step],
                     s.met,
                     s.judged,
                     *([s.unknown] if s.unknown else []),
                 ]
-                for s in c.spans
+                for s in row
             ]
-            for c in criteria.data
+            for key, row in spans.items()
         },
     }
 

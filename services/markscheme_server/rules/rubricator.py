@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from markscheme.checks import Check
 from markscheme.vocabulary import Category, UnscoredReason
 from markscheme_server.domain.hashing import message_text
 from markscheme_server.domain.rubric import Criterion
@@ -29,6 +32,7 @@ from markscheme_server.rules.parse import parse_constraints
 from markscheme_server.rules.partial_credit import easier_checks
 from markscheme_server.rules.text_metrics import words
 
+_CHECK: TypeAdapter[Any] = TypeAdapter(Check)
 MAX_CRITERIA = 12
 FULL_POINTS = 5
 REDUCED_POINTS = 4
@@ -172,7 +176,10 @@ def _draft_topic(
 
 
 def _criterion(number: int, draft: _Draft, gate: Gate) -> Criterion:
-    check = {"kind": "all_of", "checks": [*gate.checks, dict(draft.check)]}
+    # Defaults are written out, as in what a caller sends: else a fork has criteria of other keys.
+    check = _CHECK.validate_python(
+        {"kind": "all_of", "checks": [*gate.checks, dict(draft.check)]}
+    ).model_dump(exclude_none=True)
     source = draft.source[:4000] if draft.source else None
     return Criterion(
         f"c{number}",

@@ -56,6 +56,15 @@ class CriterionCounts:
 
 
 @dataclass(frozen=True)
+class CategoryCounts:
+    """The criteria of a category over a run, added up."""
+
+    criteria: int
+    by_step: Mapping[int, Counts]
+    teacher: Counts
+
+
+@dataclass(frozen=True)
 class LoadedRun:
     """A run with its history.
 
@@ -104,6 +113,14 @@ class LoadedRun:
             )
             for key in first
         }
+
+    @cached_property
+    def categories(self) -> dict[str | None, CategoryCounts]:
+        """Count the verdicts on the criteria of each category."""
+        members: dict[str | None, list[CriterionCounts]] = defaultdict(list)
+        for each in self.counts.values():
+            members[each.criterion.category].append(each)
+        return {category: _added(criteria) for category, criteria in members.items()}
 
     def findings(self, *, running: bool, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
         """Return the findings about the run, alarms first."""
@@ -229,6 +246,16 @@ class RunHistories:
         while len(self._cache) > CACHED_RUNS:
             self._cache.popitem(last=False)
         return loaded
+
+
+def _added(criteria: Sequence[CriterionCounts]) -> CategoryCounts:
+    by_step: dict[int, Counts] = defaultdict(Counts)
+    teacher = Counts()
+    for each in criteria:
+        for step, counts in each.by_step.items():
+            by_step[step] = by_step[step].plus(counts)
+        teacher = teacher.plus(each.teacher)
+    return CategoryCounts(len(criteria), dict(sorted(by_step.items())), teacher)
 
 
 def _step(totals: StepTotals) -> StepFigures:

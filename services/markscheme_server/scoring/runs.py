@@ -1,18 +1,20 @@
 """Training runs of the caller's team: steps, criteria and findings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from time import perf_counter
+from typing import Any
 
 from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
-from markscheme_server.domain.run_history import Counts, StepTotals
-from markscheme_server.errors import Conflict, NotFound
+from markscheme_server.domain.run_history import Counts, RunHistory, StepTotals
+from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
+from markscheme_server.store.audit import actor_of
 from markscheme_server.store.budgets import Budget, BudgetStore
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.runs import RunCost, RunStore, StoredRun
@@ -146,6 +148,15 @@ class RunService:
         return schema.CriterionList(
             first_step=history.first_step,
             last_step=history.last_step,
+            categories=[
+                schema.CategoryHistory(
+                    category=category,
+                    criteria=each.criteria,
+                    teacher=_share([each.teacher]),
+                    **_over_steps(history, each.by_step, bins),
+                )
+                for category, each in loaded.categories.items()
+            ],
             data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
             total=len(asked),
             has_more=start + limit < len(asked),
@@ -172,6 +183,18 @@ class RunService:
             ]
         )
 
+    async def require_reader(self, caller: Caller, run_id: str) -> None:
+        """Raise `Forbidden` unless the key may read, or may score and created this run."""
+        if "read" in caller.scopes:
+            return
+        own = caller.key is not None and caller.key == await self._runs.creator(caller.team, run_id)
+        if not own or "score" not in caller.scopes:
+            raise Forbidden(
+                "this call needs a key with the scope 'read', or the key with the scope 'score' "
+                f"that created the run; this one has {', '.join(sorted(caller.scopes))}",
+                code="missing_scope",
+            )
+
     async def put(self, caller: Caller, run_id: str, payload: schema.RunPut) -> schema.RunDetail:
         """Create or update a run; omitted fields stay unchanged.
 
@@ -181,7 +204,7 @@ class RunService:
         changes = payload.model_dump(exclude_unset=True)
         if "state" in changes:
             changes.setdefault("reason", None)
-        await self._runs.put(caller.team, run_id, changes)
+        await self._runs.put(actor_of(caller), run_id, changes)
         return await self.run(caller, run_id)
 
     async def add_records(
@@ -193,7 +216,7 @@ class RunService:
         """
         await self._require_room(caller, run_id)
         metrics = {record.step: record.metrics for record in records}
-        if not await self._runs.add_records(caller.team, run_id, metrics, most=MAX_RECORDS):
+        if not await self._runs.add_records(actor_of(caller), run_id, metrics, most=MAX_RECORDS):
             raise Conflict(
                 f"a run has metrics of {MAX_RECORDS:,} steps at most: send those of every tenth "
                 "step, or begin another run",
@@ -326,16 +349,6 @@ def _criterion(
     bins: int,
     findings: Sequence[FindingKind],
 ) -> schema.CriterionHistory:
-    start, width = loaded.history.span_of(bins, None, None)
-    spans: dict[int, list[int]] = {}
-    for step, (met, judged, unknown) in counts.by_step.items():
-        span = spans.setdefault((step - start) // width, [step, step, 0, 0, 0])
-        span[1] = step
-        span[2] += met
-        span[3] += judged
-        span[4] += unknown
-    by_step = list(counts.by_step.values())
-    window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
     criterion = counts.criterion
     return schema.CriterionHistory(
         key=counts.key,
@@ -344,18 +357,35 @@ def _criterion(
         category=criterion.category,
         points=criterion.points,
         rubrics=list(counts.rubrics),
-        total=_share(by_step),
-        first=_share(by_step[:window]),
-        now=_share(by_step[-window:]),
         teacher=_share([counts.teacher]),
-        spans=[
+        findings=list(findings),
+        **_over_steps(loaded.history, counts.by_step, bins),
+    )
+
+
+def _over_steps(history: RunHistory, counts: Mapping[int, Counts], bins: int) -> dict[str, Any]:
+    """Return the shares and the spans of a criterion, or of a category, by step."""
+    start, width = history.span_of(bins, None, None)
+    spans: dict[int, list[int]] = {}
+    for step, (met, judged, unknown) in counts.items():
+        span = spans.setdefault((step - start) // width, [step, step, 0, 0, 0])
+        span[1] = step
+        span[2] += met
+        span[3] += judged
+        span[4] += unknown
+    by_step = list(counts.values())
+    window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
+    return {
+        "total": _share(by_step),
+        "first": _share(by_step[:window]),
+        "now": _share(by_step[-window:]),
+        "spans": [
             schema.CriterionSpan(
                 first_step=first, last_step=last, met=met, judged=judged, unknown=unknown
             )
             for first, last, met, judged, unknown in spans.values()
         ],
-        findings=list(findings),
-    )
+    }
 
 
 def _share(counts: Sequence[Counts]) -> schema.CriterionShare:

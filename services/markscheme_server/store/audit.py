@@ -1,4 +1,4 @@
-"""The audit trail: who did what to which rubric, key, team or budget.
+"""The audit trail: who did what to which rubric, run, key, team or budget.
 
 An entry is written in the transaction of the change that it records. Triggers refuse to change or
 delete entries.
@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """A change to record. ``subject`` is ``rubric:ID``, ``key:PREFIX`` or ``team:NAME``."""
+    """A change to record. ``subject``: ``rubric:ID``, ``run:ID``, ``key:PREFIX``, ``team:NAME``."""
 
     actor: Actor
     action: str

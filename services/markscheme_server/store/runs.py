@@ -13,11 +13,13 @@ from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import RunGroup, SecondVerdicts
 from markscheme_server.domain.usage import to_usd
+from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.engine.database import Database, team_scope
 from markscheme_server.store.engine.ids import as_utc, now
 from markscheme_server.store.rubrics import visible
 from markscheme_server.store.tables import (
     assignments,
+    audit_entries,
     judge_calls,
     past_groups,
     past_usage,
@@ -29,6 +31,8 @@ from markscheme_server.store.tables import (
 )
 
 Rows = Sequence[Mapping[str, Any]]
+CREATED = "run.created"
+"""The audit trail's action for a run that was made by request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +140,22 @@ class RunStore:
             rows = (await connection.execute(query.limit(limit + 1))).all()
         return [_run(row) for row in rows[:limit]], len(rows) > limit
 
-    async def put(self, team: str, run_id: str, changes: Mapping[str, Any]) -> None:
-        """Create or change a run: `changes` are values of its columns."""
-        at = now()
+    async def creator(self, team: str, run_id: str) -> str | None:
+        """Return the prefix of the key that created a run, if one did before it was scored."""
+        c = audit_entries.c
+        query = (
+            sa.select(c.key)
+            .where(c.subject == _subject(run_id), c.team == team, c.action == CREATED)
+            .order_by(c.id)
+            .limit(1)
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            found: str | None = (await connection.execute(query)).scalar()
+        return found
+
+    async def put(self, actor: Actor, run_id: str, changes: Mapping[str, Any]) -> None:
+        """Create or change a run of the actor's team: `changes` are values of its columns."""
+        at, team = now(), actor.team
         values: dict[str, Any] = {
             "team": team,
             "id": run_id,
@@ -149,16 +166,19 @@ class RunStore:
         }
         new = self._db.insert(runs).values(values | dict(changes))
         async with self._db.writing(team_scope(team)) as connection:
+            made = await connection.execute(new.on_conflict_do_nothing())
+            if made.rowcount:
+                await record(connection, actor, CREATED, _subject(run_id))
+                return
             await connection.execute(
-                new.on_conflict_do_update(
-                    index_elements=[runs.c.team, runs.c.id],
-                    set_={name: new.excluded[name] for name in (*changes, "changed_at")},
-                )
+                sa.update(runs)
+                .where(runs.c.team == team, runs.c.id == run_id)
+                .values({"changed_at": at} | dict(changes))
             )
 
     async def add_records(
         self,
-        team: str,
+        actor: Actor,
         run_id: str,
         records: Mapping[int, Mapping[str, float | None]],
         *,
@@ -168,12 +188,12 @@ class RunStore:
 
         Store nothing and return false if the run would then have more than `most`.
         """
-        new = self._db.insert_rows(run_records)
+        new, team = self._db.insert_rows(run_records), actor.team
         rows = [
             {"team": team, "run_id": run_id, "step": step, "metrics": json.dumps(dict(metrics))}
             for step, metrics in sorted(records.items())
         ]
-        await self.put(team, run_id, {})
+        await self.put(actor, run_id, {})
         async with self._db.writing(team_scope(team)) as connection:
             await connection.execute(
                 new.on_conflict_do_update(
@@ -389,6 +409,10 @@ def _run_groups(rows: Sequence[Any]) -> list[RunGroup]:
         RunGroup(id_, step, rubric_id, judge, bool(pruned), each)
         for (id_, step, rubric_id, judge, pruned, _), each in zip(rows, figures, strict=True)
     ]
+
+
+def _subject(run_id: str) -> str:
+    return f"run:{run_id}"
 
 
 def _run(row: Any) -> StoredRun:

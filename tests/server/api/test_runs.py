@@ -11,7 +11,7 @@ import pytest
 from markscheme import Client
 from markscheme.errors import Conflict, NotFound
 from markscheme_server.scoring import runs
-from server.organisation import Keys, Member, Team
+from server.organisation import OPERATOR, Keys, Member, Team, call
 
 HOSTILE = [
     "plain-1",
@@ -137,7 +137,24 @@ def test_figures_are_those_of_the_scores(member: Team) -> None:
         assert (span["low"], span["high"]) == pytest.approx((tenths[0], tenths[-1]))
     assert spans[0]["words"] == pytest.approx((4 + 2 + 2 + 1 + 4) / 5)
     assert [s["truncated"] for s in spans] == [2, 1]
-    criteria = get(red, f"{path}/criteria")["data"]
+    answer = get(red, f"{path}/criteria?bins=2")
+    criteria = answer["data"]
+    by_category: dict[str, list[Any]] = {}
+    for each in criteria:
+        by_category.setdefault(each["category"], []).append(each)
+    assert {each["category"] for each in answer["categories"]} == by_category.keys()
+    for added in answer["categories"]:
+        parts = by_category[added["category"]]
+        assert added["criteria"] == len(parts)
+        for name in ("total", "first", "now", "teacher"):
+            assert added[name]["met"] == sum(each[name]["met"] for each in parts)
+            assert added[name]["judged"] == sum(each[name]["judged"] for each in parts)
+        assert [s["met"] for s in added["spans"]] == [
+            sum(spans)
+            for spans in zip(*([s["met"] for s in c["spans"]] for c in parts), strict=True)
+        ]
+    first = get(red, f"{path}/criteria?bins=2&limit=1")
+    assert first["categories"] == answer["categories"]
     assert len(criteria) == len(groups[0]["rubric"]["criteria"])
     for criterion in criteria:
         said = [
@@ -336,3 +353,65 @@ def test_a_judge_that_was_called_is_reported(
     group = get(team, "/v1/runs/judged/groups")["data"][0]["id"]
     shown = get(team, f"/v1/groups/{group}/judge-prompt?rollout=r0")
     assert GOOD in shown["messages"][0]["content"], shown["reason"]
+
+
+@pytest.fixture
+def ask(organisation: Keys, start: Callable[..., str]) -> Callable[..., httpx.Response]:
+    """Return what sends a request to a service with keys: `ask(key, method, path, body)`."""
+    url = start(api_key=OPERATOR)
+    return lambda key, method, path, body=None: call(url, method, path, key, body)
+
+
+FINDINGS, REPORT = "/v1/runs/night-1/findings", "/pages/runs/night-1/report"
+
+
+def test_a_key_that_may_only_score_reads_the_run_that_it_created(
+    ask: Callable[..., httpx.Response], organisation: Keys
+) -> None:
+    trainer, neighbour = (organisation.key("red", "score", "induce") for _ in range(2))
+    assert ask(trainer, "PUT", "/v1/runs/night-1", {"state": "running"}).status_code == 200
+    assert ask(trainer, "POST", "/v1/scores", body("night-1", 0, GOOD, BAD)).status_code == 200
+    # Naming it later makes nobody else its creator.
+    assert ask(neighbour, "PUT", "/v1/runs/night-1", {"steps": 9}).status_code == 200
+    for path in (FINDINGS, REPORT):
+        assert ask(trainer, "GET", path).status_code == 200, path
+        refused = ask(neighbour, "GET", path)
+        assert refused.status_code == 403, path
+        assert "created the run" in refused.json()["error"]["message"]
+        assert ask(organisation.key("red", "read"), "GET", path).status_code == 200, path
+    assert "red green blue grey" in ask(trainer, "GET", REPORT).text
+    run = "/v1/runs/night-1"
+    for path in (
+        "/v1/runs",
+        run,
+        f"{run}/steps",
+        f"{run}/groups",
+        "/pages/",
+        "/pages/runs/night-1",
+    ):
+        assert ask(trainer, "GET", path).status_code == 403, path
+    (entry,) = ask(OPERATOR, "GET", "/v1/audit?subject=run:night-1").json()["data"]
+    assert (entry["action"], entry["team"]) == ("run.created", "red")
+    assert trainer.startswith(entry["key"])
+
+
+def test_a_run_that_a_score_made_is_read_with_the_scope_read_only(
+    ask: Callable[..., httpx.Response], organisation: Keys
+) -> None:
+    trainer = organisation.key("red", "score", "induce")
+    assert ask(trainer, "POST", "/v1/scores", body("night-1", 0, GOOD)).status_code == 200
+    assert ask(trainer, "PUT", "/v1/runs/night-1", {"steps": 9}).status_code == 200
+    assert ask(trainer, "GET", FINDINGS).status_code == 403
+
+
+def test_a_run_of_the_same_name_in_another_team_is_another_run(
+    ask: Callable[..., httpx.Response], organisation: Keys
+) -> None:
+    red, blue = (organisation.key(team, "score", "induce") for team in ("red", "blue"))
+    for key, text in ((red, "violet maroon indigo"), (blue, "pink purple brown")):
+        assert ask(key, "PUT", "/v1/runs/night-1", {}).status_code == 200
+        assert ask(key, "POST", "/v1/scores", body("night-1", 0, text)).status_code == 200
+    assert "violet" not in ask(blue, "GET", REPORT).text
+    other = organisation.key("blue", "induce")
+    assert ask(other, "GET", FINDINGS).status_code == 403
+    assert ask(blue, "GET", "/v1/runs/nobody/findings").status_code == 403

@@ -159,6 +159,56 @@ def test_each_role_is_priced_at_its_own_judge(tmp_path: Path) -> None:
         estimate(plan(judge="other"), both, {})
 
 
+SECOND = (
+    '[judges.fast]\nmodel = "a"\nprice_input = 1\nprice_output = 2\nrpm = 100\n'
+    '[judges.strong]\nmodel = "b"\nprice_input = 3\nprice_output = 15\nmax_criteria = 4\n'
+    '[roles]\nrubricator = "fast"\nverifier = "fast"\nshadow = "strong"\n'
+)
+
+
+def with_second(tmp_path: Path, **changes: Any) -> Settings:
+    file = tmp_path / "markscheme.toml"
+    file.write_text(SECOND)
+    return Settings(_env_file=None, config=file, **changes)
+
+
+def test_a_second_judge_and_reasks_are_counted_apart(tmp_path: Path) -> None:
+    bare = estimate(plan(), with_second(tmp_path), {})
+    both = estimate(plan(), with_second(tmp_path, shadow_share=0.05, reask_share=0.0201), {})
+    assert bare.shadow == ()
+    assert (both.loads, both.cost, both.waits) == (bare.loads, bare.cost, bare.waits)
+    second, again = both.shadow
+    assert (second.role, second.judge) == ("second judge", "strong")
+    assert second.calls == 6400 * 0.05 * 2  # it is asked four of eight criteria at a time
+    assert second.cost == pytest.approx(
+        (second.prompt_tokens * 3 + second.completion_tokens * 15) / 1e6
+    )
+    verifier = bare.loads[1]
+    assert (again.role, again.judge, again.calls) == ("asked again", "fast", 129)
+    assert again.prompt_tokens * verifier.calls == verifier.prompt_tokens * again.calls
+    pooled = estimate(plan(verify="group"), with_second(tmp_path, shadow_share=0.05), {})
+    assert pooled.shadow[0].calls == 800 * 0.05 * 2
+
+
+def test_a_second_judge_is_not_asked_about_itself(tmp_path: Path) -> None:
+    settings_ = with_second(tmp_path, shadow_share=1, reask_share=1)
+    assert [load.role for load in estimate(plan(judge="strong"), settings_, {}).shadow] == [
+        "asked again"
+    ]
+    assert [load.role for load in estimate(plan(judge="builtin"), settings_, {}).shadow] == [
+        "second judge"
+    ]
+
+
+def test_a_second_judge_without_prices_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "markscheme.toml"
+    file.write_text(SECOND.replace("price_input = 3\n", ""))
+    estimated = estimate(plan(), Settings(_env_file=None, config=file, shadow_share=0.5), {})
+    assert estimated.cost is not None
+    assert estimated.shadow[0].cost is None
+    assert estimated.unpriced == ("strong",)
+
+
 def test_completion_tokens_grow_with_what_is_decided() -> None:
     alone = loads(estimate(plan(), settings(), {}))[1]
     pooled = loads(estimate(plan(verify="group"), settings(), {}))[1]

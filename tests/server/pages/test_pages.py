@@ -11,13 +11,22 @@ import httpx
 import pytest
 
 from fakes import runs as made
-from fakes.pages import Page, made_runs
-from fakes.runs import HOSTILE, MadeRun, made_group
+from fakes.pages import (
+    Page,
+    criterion_figures,
+    group_figures,
+    made_runs,
+    missing,
+    replay_figures,
+    run_figures,
+)
+from fakes.runs import HOSTILE, REPLAYS, MadeRun, made_group, made_replay
 from markscheme import schema
 from markscheme.client import Client
 from markscheme_server.domain.caller import OPERATOR
 from markscheme_server.pages import render, views
 from markscheme_server.pages.render import POLICY, Frame
+from markscheme_server.pages.words import CATEGORIES
 
 RUN = "/pages/runs/support-7b-ropd-4"
 GROUP = "/pages/groups/asg_0000"
@@ -29,6 +38,7 @@ PAGES = (
     f"{GROUP}?a=r0&b=teacher&judge=r1",
     "/pages/rubrics",
     "/pages/rubrics?text=colour&retired=no",
+    *(f"/pages/replays/{id}" for id in REPLAYS),
     "/pages/judges",
     "/pages/cost",
     "/pages/teams",
@@ -112,8 +122,9 @@ def test_every_address_of_a_page_is_there(show: Callable[..., Any]) -> None:
             if target and not target.startswith("#"):
                 full = httpx.URL(f"http://x{path}").join(target.split("#")[0])
                 found = full.raw_path.decode()
-                known = ("/pages/static", "/pages/runs/", "/pages/judges", "/pages/cost")
-                if found.startswith(known) and found not in seen and len(seen | todo) < 24:
+                known = ("static", "runs/", "replays/", "judges", "cost")
+                below = found.removeprefix("/pages/")
+                if below.startswith(known) and found not in seen and len(seen | todo) < 32:
                     todo.add(found)
 
 
@@ -151,53 +162,42 @@ def test_the_page_of_a_long_run_is_small() -> None:
 
 def test_figures_of_a_run_are_the_services() -> None:
     run = MadeRun()
-    html, detail, steps = run_html(run), run.detail(), run.step_list().data
-    values = Page(html).values
-    assert detail.reward_now is not None
-    assert detail.teacher is not None
-    for expected in (
-        detail.reward_now,
-        detail.reward_first,
-        detail.teacher,
-        detail.reward_now / detail.teacher,
-        detail.second_judge_now,
-        detail.unscored / detail.rollouts,
-        1 - detail.flat_groups / detail.comparable_groups,
-        detail.cost_usd,
-        *(group.mean for group in run.group_list().data),
-    ):
-        assert any(abs(value - expected) < 1e-9 for value in values), expected
+    html, steps = run_html(run), run.step_list().data
+    expected = [
+        *run_figures(run.detail(), run.group_list()),
+        *criterion_figures(run.criterion_list()),
+    ]
+    assert missing(expected, Page(html).values) == []
     data = json.loads(re.search(r'id="reward-data">(.*?)</script>', html).group(1))  # type: ignore[union-attr]
     assert data["steps"] == [[s.first_step, s.last_step] for s in steps]
     for name in ("reward", "low", "high"):
         for shown, span in zip(data["series"][name], steps, strict=True):
-            expected = getattr(span, name)
-            assert shown == expected or abs(shown - expected) < 1e-9
+            value = getattr(span, name)
+            assert shown == value or abs(shown - value) < 1e-9
 
 
 def test_figures_of_the_heat_map_are_the_services() -> None:
     run = MadeRun()
     html = run_html(run)
     data = json.loads(re.search(r'id="heat-data">(.*?)</script>', html).group(1))  # type: ignore[union-attr]
-    for criterion in run.criterion_list().data:
+    listed = run.criterion_list()
+    rows = {criterion.key: criterion.spans for criterion in listed.data}
+    rows |= {f"category {CATEGORIES[each.category]}": each.spans for each in listed.categories}
+    assert data["rows"].keys() == rows.keys()
+    for key, spans in rows.items():
         assert [
             (*data["bins"][at], met, judged, *unknown)
-            for at, met, judged, *unknown in data["rows"][criterion.key]
+            for at, met, judged, *unknown in data["rows"][key]
         ] == [
             (s.first_step, s.last_step, s.met, s.judged, *([s.unknown] if s.unknown else []))
-            for s in criterion.spans
+            for s in spans
         ]
-    values = Page(html).values
-    now = run.criterion_list().data[3].now
-    assert any(abs(value - now.met / now.judged) < 1e-9 for value in values)
 
 
 def test_figures_of_a_group_are_the_services() -> None:
     group = made_group()
     page = Page(group_html(group))
-    for response in [*group.rollouts, *group.teachers]:
-        if response.reward is not None:
-            assert any(abs(value - response.reward) < 1e-9 for value in page.values)
+    assert missing(group_figures(group), page.values) == []
     assert "not known" in page.text
     met = sum(v.met is True for r in group.rollouts for v in r.verdicts)
     not_met = sum(v.met is False for r in group.rollouts for v in r.verdicts)
@@ -208,10 +208,29 @@ def test_figures_of_a_group_are_the_services() -> None:
     assert sum(c.startswith("v unknown") for c in classes) == 1
 
 
+def test_figures_of_a_replay_are_the_services(show: Callable[..., Any]) -> None:
+    values = Page(show()("/pages/replays/rpl_differs").text).values
+    assert missing(replay_figures(made_replay()), values) == []
+
+
+def test_a_replay_says_why_it_waits_or_failed(show: Callable[..., Any]) -> None:
+    get = show()
+    failed = Page(get("/pages/replays/rpl_failed").text)
+    assert "there is no judge 'second' any more" in failed.text
+    assert "not known" in failed.text
+    assert "data-refresh" not in failed.all("main")[0]
+    paused = Page(get("/pages/replays/rpl_paused").text)
+    assert "goes on by itself: the team's budget is spent" in paused.text
+    assert "data-refresh" in Page(get("/pages/replays/rpl_running").text).all("main")[0]
+    assert "No group is done yet" in Page(get("/pages/replays/rpl_queued").text).text
+
+
 def test_hostile_text_stays_text_wherever_it_is_shown(show: Callable[..., Any]) -> None:
     get = show(text=HOSTILE)
     run = httpx.URL("/pages/runs/").join(views.path(HOSTILE))
-    for path in ("/pages/", str(run), f"{run}/report", GROUP, f"{GROUP}?judge=r0", "/pages/judges"):
+    replays = [f"/pages/replays/{id}" for id in REPLAYS]
+    pages = ("/pages/", str(run), f"{run}/report", GROUP, f"{GROUP}?judge=r0", "/pages/judges")
+    for path in (*pages, *replays):
         answer = get(path)
         assert answer.status_code == 200, path
         page = Page(answer.text)  # fails where an element of the text became one of the page

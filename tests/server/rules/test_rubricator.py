@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from markscheme import schema
 from markscheme.vocabulary import UnscoredReason
 from markscheme_server import wire
+from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.reward import reward
 from markscheme_server.domain.rubric import Criterion, maximum_score
 from markscheme_server.domain.verdict import Verdict
@@ -288,3 +289,10 @@ def test_every_rubric_fits_the_wire(prompt: str, teachers: list[str], truncated:
     assert 1 <= len(criteria) <= MAX_CRITERIA
     for c in criteria:
         schema.Criterion.model_validate(dataclasses.asdict(c))
+
+
+def test_a_fork_of_what_was_induced_has_criteria_of_the_same_keys() -> None:
+    criteria = induce('Describe a tree. Include the word "leaf". Answer in English.')
+    assert any(asked(c)["kind"] == "contains" for c in criteria)
+    sent_back = wire.to_criteria(wire.from_criteria(criteria))
+    assert [criterion_key(c) for c in sent_back] == [criterion_key(c) for c in criteria]
