@@ -1,5 +1,6 @@
 """Training runs of the caller's team: steps, criteria and findings."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -72,9 +73,7 @@ class RunService:
 
     async def run(self, caller: Caller, run_id: str) -> schema.RunDetail:
         """Return a run. Raises `NotFound`."""
-        loaded = await self._load(caller, run_id)
-        cost = await self._cost(loaded.run)
-        found = self._findings(loaded, cost, await self._budgets.find(caller.team))
+        loaded, cost, found = await self._load_findings(caller, run_id)
         history, run = loaded.history, loaded.run
         total = history.total
         done = len(history.steps)
@@ -125,9 +124,7 @@ class RunService:
 
         `after`: the key of the last criterion of the page before. `criterion`: this one only.
         """
-        loaded = await self._load(caller, run_id)
-        cost = await self._cost(loaded.run)
-        found = self._findings(loaded, cost, await self._budgets.find(caller.team))
+        loaded, _, found = await self._load_findings(caller, run_id)
         kinds: dict[str, list[FindingKind]] = {}
         for each in found:
             if each.criterion is not None:
@@ -153,10 +150,7 @@ class RunService:
 
     async def findings(self, caller: Caller, run_id: str) -> schema.FindingList:
         """Return what is wrong with a run, alarms first. Raises `NotFound`."""
-        loaded = await self._load(caller, run_id)
-        found = self._findings(
-            loaded, await self._cost(loaded.run), await self._budgets.find(caller.team)
-        )
+        _, _, found = await self._load_findings(caller, run_id)
         return schema.FindingList(
             data=[
                 schema.Finding(
@@ -216,8 +210,16 @@ class RunService:
     async def _load(self, caller: Caller, run_id: str) -> LoadedRun:
         return await self._histories.load(await find_run(self._runs, caller, run_id))
 
-    async def _cost(self, run: StoredRun) -> RunCost:
-        return await self._histories.cost(run)
+    async def _load_findings(
+        self, caller: Caller, run_id: str
+    ) -> tuple[LoadedRun, RunCost, list[Finding]]:
+        run = await find_run(self._runs, caller, run_id)
+        loaded, cost, budgets = await asyncio.gather(
+            self._histories.load(run),
+            self._histories.cost(run),
+            self._budgets.find(caller.team),
+        )
+        return loaded, cost, self._findings(loaded, cost, budgets)
 
     def _findings(
         self, loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]

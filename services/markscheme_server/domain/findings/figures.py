@@ -92,7 +92,7 @@ class StepFigures:
     @property
     def unknown(self) -> int:
         """Rollouts without a known reward."""
-        return sum(self.reasons.values())
+        return sum(self.reasons.values()) if self.reasons else 0  # asked for thousands of times
 
 
 class CriterionStep(NamedTuple):
