@@ -24,6 +24,8 @@ MAX_WINDOW = 100
 """Steps of the first and the last window of a run, at most; they are a tenth of its steps."""
 BLOCK_STEPS = 25
 """Steps of a run whose figures are stored and read together."""
+BLOCK_VERSION = 1
+"""The format of stored blocks: change it with `BLOCK_STEPS`, `_pack` and what they hold."""
 
 
 class RunGroup(NamedTuple):

@@ -225,10 +225,11 @@ class ReplayService:
         judge: Judge | None,
     ) -> None:
         """Raise `Unprocessable` unless the service has a judge for each group that can judge it."""
-        rubric_of = {group: request.rubric_id or group.rubric_id for group in groups}
-        criteria = await self._runs.criteria(team, sorted(set(rubric_of.values())))
-        for group, rubric_id in rubric_of.items():
-            by = judge or self._judges.by_identity(group.judge)
+        # Thousands of groups share few judges and rubrics.
+        pairs = dict.fromkeys((g.judge, request.rubric_id or g.rubric_id) for g in groups)
+        criteria = await self._runs.criteria(team, sorted({rubric for _, rubric in pairs}))
+        for scored_by, rubric_id in pairs:
+            by = judge or self._judges.by_identity(scored_by)
             if by is None:
                 raise Unprocessable(
                     "the judge that scored the run is not among the service's judges any more: "

@@ -13,6 +13,7 @@ from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import (
     BLOCK_STEPS,
+    BLOCK_VERSION,
     Block,
     BlockMark,
     RunGroup,
@@ -128,13 +129,18 @@ class RunStore:
         k = run_blocks.c
         self._blocks = sa.select(
             k.first_step, k.groups, k.pruned, k.scored_at, k.figures, k.details
-        ).where(k.team == team, k.run_id == run, k.first_step.in_(firsts))
+        ).where(
+            k.team == team,
+            k.run_id == run,
+            k.first_step.in_(firsts),
+            k.version == BLOCK_VERSION,
+        )
         new = database.insert(run_blocks)
         self._save_block = new.on_conflict_do_update(
             index_elements=[k.team, k.run_id, k.first_step],
             set_={
                 name: new.excluded[name]
-                for name in ("groups", "pruned", "scored_at", "figures", "details")
+                for name in ("version", "groups", "pruned", "scored_at", "figures", "details")
             },
         )
 
@@ -259,6 +265,7 @@ class RunStore:
                 "team": team,
                 "run_id": run_id,
                 "first_step": block.first,
+                "version": BLOCK_VERSION,
                 **block.mark._asdict(),
                 "figures": block.figures,
                 "details": block.details,

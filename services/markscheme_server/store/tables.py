@@ -340,6 +340,7 @@ run_blocks = sa.Table(
     sa.Column("team", sa.String(64), primary_key=True),
     sa.Column("run_id", sa.String(200), primary_key=True),
     sa.Column("first_step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, nullable=False),
     sa.Column("groups", sa.Integer, nullable=False),
     sa.Column("pruned", sa.Integer, nullable=False),
     sa.Column("scored_at", sa.Double),
@@ -349,7 +350,8 @@ run_blocks = sa.Table(
 """The figures of some steps of a run, added up: `domain.run_history.Block`.
 
 Made from the groups when they are read, and read in their place while ``groups``, ``pruned`` and
-``scored_at`` are still those of the groups.
+``scored_at`` are still those of the groups. ``version``: of the format of ``figures`` and
+``details``; blocks of another version are not read.
 """
 
 second_verdicts = sa.Table(

@@ -111,7 +111,7 @@ def run_rows(team: str, rubric_id: str) -> list[sa.Insert]:
         run_records.insert().values(own | {"step": 0, "metrics": "{}"}),
         run_blocks.insert().values(
             own
-            | {"first_step": 0, "groups": 1, "pruned": 0}
+            | {"first_step": 0, "version": 1, "groups": 1, "pruned": 0}
             | {"figures": word(team).encode(), "details": b""}
         ),
         past_groups.insert().values(

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("team", sa.String(length=64), nullable=False),
         sa.Column("run_id", sa.String(length=200), nullable=False),
         sa.Column("first_step", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("groups", sa.Integer(), nullable=False),
         sa.Column("pruned", sa.Integer(), nullable=False),
         sa.Column("scored_at", sa.Double(), nullable=True),
