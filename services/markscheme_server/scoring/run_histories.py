@@ -147,7 +147,7 @@ class LoadedRun:
                 key,
                 each.criterion.text,
                 each.criterion.points,
-                [CriterionStep(step, c.met, c.judged) for step, c in each.by_step.items()],
+                _criterion_steps(each.by_step),
                 each.teacher.met,
                 each.teacher.judged,
                 repeats.get(key, none).asked,
@@ -166,6 +166,13 @@ class LoadedRun:
                 for index, count in enumerate(cells):
                     both[index] += count
         return [PairFigures(first, second, *cells) for (first, second), cells in found.items()]
+
+
+def _criterion_steps(by_step: Mapping[int, Counts]) -> list[CriterionStep]:
+    if not by_step:
+        return []
+    met, judged, _ = zip(*by_step.values(), strict=True)
+    return list(map(CriterionStep, by_step, met, judged))
 
 
 def _sum_by_step(one: Mapping[int, Counts], other: Mapping[int, Counts]) -> dict[int, Counts]:
