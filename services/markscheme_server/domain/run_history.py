@@ -231,6 +231,10 @@ class StepTotals:
         return _quantile(ordered, 0.1), _quantile(ordered, 0.9)
 
 
+Cells = tuple[int, int, int]
+"""The fields of `Counts`: a plain tuple takes a tenth of the time to make."""
+
+
 class Counts(NamedTuple):
     """Verdicts on a criterion. `judged`: met and not met; what does not apply is in none."""
 
@@ -304,7 +308,7 @@ class _Step:
     details: Callable[[int], _Details]
     end: float
     pruned: int
-    counts: Mapping[str, Sequence[Counts]]
+    counts: Mapping[str, Sequence[Cells]]
     teacher_verdicts: Mapping[str, str]
     rubrics: Sequence[str]
     judges: Sequence[str]
@@ -364,7 +368,7 @@ class RunHistory:
             stored.totals.add_second(stored.second)
             stored.totals.add_metrics(stored.metrics)
         self.steps = {step: stored.totals for step, stored in self._steps.items()}
-        self.counts: dict[str, dict[int, Sequence[Counts]]] = defaultdict(dict)
+        self.counts: dict[str, dict[int, Sequence[Cells]]] = defaultdict(dict)
         teachers: dict[str, list[str]] = defaultdict(list)
         judges: dict[str, None] = {}
         rubrics: dict[str, None] = {}
@@ -608,7 +612,7 @@ def _unpack(block: Block) -> Iterator[_Step]:
             end,
             pruned,
             {
-                rubric: list(map(Counts, row[::3], row[1::3], row[2::3]))
+                rubric: list(zip(row[::3], row[1::3], row[2::3], strict=True))
                 for rubric, row in counts.items()
             },
             teachers,

@@ -15,7 +15,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from markscheme_server.domain.findings import (
     BudgetFigures,
     CriterionFigures,
-    CriterionStep,
     Finding,
     LengthReward,
     Paired,
@@ -29,6 +28,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_history import (
     Block,
     BlockMark,
+    Cells,
     Counts,
     RunHistory,
     StepTotals,
@@ -61,7 +61,7 @@ class CriterionCounts:
     key: str
     criterion: Criterion
     rubrics: Sequence[str]
-    by_step: Mapping[int, Counts]
+    by_step: Mapping[int, Cells]
     teacher: Counts
 
 
@@ -93,7 +93,7 @@ class LoadedRun:
     @cached_property
     def counts(self) -> dict[str, CriterionCounts]:
         """Count the verdicts on each criterion, by its key."""
-        found: dict[str, dict[int, Counts]] = {}
+        found: dict[str, dict[int, Cells]] = {}
         teachers: dict[str, Counts] = defaultdict(Counts)
         first: dict[str, Criterion] = {}
         rubrics: dict[str, list[str]] = defaultdict(list)
@@ -147,7 +147,7 @@ class LoadedRun:
                 key,
                 each.criterion.text,
                 each.criterion.points,
-                _criterion_steps(each.by_step),
+                [(step, met, judged) for step, (met, judged, _) in each.by_step.items()],
                 each.teacher.met,
                 each.teacher.judged,
                 repeats.get(key, none).asked,
@@ -168,17 +168,11 @@ class LoadedRun:
         return [PairFigures(first, second, *cells) for (first, second), cells in found.items()]
 
 
-def _criterion_steps(by_step: Mapping[int, Counts]) -> list[CriterionStep]:
-    if not by_step:
-        return []
-    met, judged, _ = zip(*by_step.values(), strict=True)
-    return list(map(CriterionStep, by_step, met, judged))
-
-
-def _sum_by_step(one: Mapping[int, Counts], other: Mapping[int, Counts]) -> dict[int, Counts]:
+def _sum_by_step(one: Mapping[int, Cells], other: Mapping[int, Cells]) -> dict[int, Cells]:
     none = Counts()
     return {
-        step: one.get(step, none).plus(other.get(step, none)) for step in sorted({*one, *other})
+        step: Counts(*one.get(step, none)).plus(Counts(*other.get(step, none)))
+        for step in sorted({*one, *other})
     }
 
 

@@ -10,7 +10,7 @@ from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
-from markscheme_server.domain.run_history import Counts, StepTotals
+from markscheme_server.domain.run_history import Cells, StepTotals
 from markscheme_server.errors import Conflict, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
@@ -133,7 +133,7 @@ class RunService:
             (each for key, each in loaded.counts.items() if criterion in (None, key)),
             key=lambda each: (
                 each.key not in kinds,
-                -sum(c.judged + c.unknown for c in each.by_step.values()),
+                -sum(judged + unknown for _, judged, unknown in each.by_step.values()),
                 each.key,
             ),
         )
@@ -360,9 +360,9 @@ def _criterion(
     )
 
 
-def _share(counts: Sequence[Counts]) -> schema.CriterionShare:
+def _share(counts: Sequence[Cells]) -> schema.CriterionShare:
     return schema.CriterionShare(
-        met=sum(each.met for each in counts),
-        judged=sum(each.judged for each in counts),
-        unknown=sum(each.unknown for each in counts),
+        met=sum(met for met, _, _ in counts),
+        judged=sum(judged for _, judged, _ in counts),
+        unknown=sum(unknown for _, _, unknown in counts),
     )
