@@ -32,6 +32,7 @@ from markscheme_server.store.store import Store
 from markscheme_server.store.tables import replay_groups, replays, rollouts
 from runs.seed import RunSize, seed_run
 
+FLIPPED = {"0": "1", "1": "0", "?": "?"}
 SIZE = RunSize(steps=2000, criteria=6)
 TEAM = Caller("red", frozenset({"read", "score"}))
 REQUEST = schema.ReplayRequest(run_id="run", judge="strong")
@@ -82,7 +83,7 @@ async def finish(store: Store, replay_id: str) -> None:
         )
         before: dict[int, list[ReplayedRollout]] = {}
         for number, reward, said in rows:
-            after = "".join(str(1 - int(v)) if rng.random() < 0.02 else v for v in said or "?" * 6)
+            after = "".join(FLIPPED[v] if rng.random() < 0.02 else v for v in said)
             changed = None if reward is None else max(0.0, reward - 0.1 * (after != said))
             before.setdefault(number, []).append(ReplayedRollout(reward, changed, said, after))
         rubric = (await connection.execute(sa.text("SELECT id FROM rubrics"))).scalar_one()
