@@ -109,6 +109,7 @@ async def measure(settings: Settings) -> None:
     await seed_run(store, "red", "run", SIZE)
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
+        assert state is not None
         service: ReplayService = state["services"].replays
         await service._worker.aclose(0)  # no judge is there that it could ask
         watch = LoopWatch()

@@ -592,7 +592,7 @@ def _unpack(block: Block) -> Iterator[_Step]:
     ends = accumulate((each[3] for each in figures), initial=0)
     for each, (start, stop) in zip(figures, pairwise(ends), strict=True):
         step, packed, reasons, _, end, pruned, counts, teachers, rubrics, judges = each
-        groups, rollouts, truncated, comparable, flat, *sums = packed
+        groups, rollouts, truncated, comparable, flat, words, teacher, beside, length = packed
         totals = StepTotals(
             step,
             step,
@@ -603,8 +603,10 @@ def _unpack(block: Block) -> Iterator[_Step]:
             truncated,
             comparable,
             flat,
-            *map(tuple, sums[:3]),
-            length_reward=tuple(sums[3]),
+            tuple(words),
+            tuple(teacher),
+            tuple(beside),
+            length_reward=tuple(length),
         )
         yield _Step(
             totals,
