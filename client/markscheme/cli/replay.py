@@ -159,10 +159,12 @@ def _line(replay: Replay) -> str:
 def _estimate(estimate: ReplayEstimate) -> str:
     usd = "a cost that is not known" if estimate.max_usd is None else f"${estimate.max_usd:,.2f}"
     tokens = estimate.prompt_tokens + estimate.completion_tokens
+    looked_at = estimate.sampled_groups
+    scaled = f" (from {looked_at:,} of the groups)" if looked_at < estimate.groups else ""
     return (
         f"{estimate.groups:,} groups, {estimate.rollouts:,} rollouts: {estimate.calls:,} calls, "
         f"about {tokens:,} tokens, at most {usd}; "
-        f"{estimate.cached_verdicts:,} verdicts are stored already"
+        f"{estimate.cached_verdicts:,} verdicts are stored already{scaled}"
     )
 
 

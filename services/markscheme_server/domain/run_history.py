@@ -3,12 +3,17 @@
 A figure that is not known is in no sum: it never counts as 0.
 """
 
+import base64
+import json
 import math
 import statistics
+import zlib
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import accumulate, chain, pairwise
 from operator import add
 from typing import Any, NamedTuple
 
@@ -17,6 +22,10 @@ from markscheme_server.domain.verdict import MET, NOT_MET, UNKNOWN
 
 MAX_WINDOW = 100
 """Steps of the first and the last window of a run, at most; they are a tenth of its steps."""
+BLOCK_STEPS = 25
+"""Steps of a run whose figures are stored and read together."""
+BLOCK_VERSION = 1
+"""The format of stored blocks: change it with `BLOCK_STEPS`, `_pack` and what they hold."""
 
 
 class RunGroup(NamedTuple):
@@ -41,6 +50,15 @@ class SecondVerdicts(NamedTuple):
     first_verdicts: str
     reward: float | None
     verdicts: str
+
+
+class SecondReward(NamedTuple):
+    """The rewards of a rollout of a run by two judges, the training judge's first."""
+
+    group: str
+    step: int
+    first_reward: float
+    reward: float
 
 
 class GroupSummary(NamedTuple):
@@ -129,10 +147,14 @@ class StepTotals:
             rollouts, groups, xxs, yys, xys = self.length_reward
             self.length_reward = rollouts + int(more), groups + 1, xxs + xx, yys + yy, xys + xy
 
-    def add_second(self, verdicts: SecondVerdicts) -> None:
-        """Add what a second judge said of one of the rollouts."""
-        if verdicts.reward is not None and verdicts.first_reward is not None:
-            self.second = _plus(self.second, (1, verdicts.first_reward, verdicts.reward))
+    def add_second(self, rewards: Sequence[SecondReward]) -> None:
+        """Add the rewards of rollouts by two judges."""
+        count, first, second = self.second
+        self.second = (
+            count + len(rewards),
+            first + sum(each.first_reward for each in rewards),
+            second + sum(each.reward for each in rewards),
+        )
 
     def add_metrics(self, metrics: Mapping[str, float | None]) -> None:
         """Add the trainer's metrics of a step."""
@@ -209,6 +231,10 @@ class StepTotals:
         return _quantile(ordered, 0.1), _quantile(ordered, 0.9)
 
 
+Cells = tuple[int, int, int]
+"""The fields of `Counts`: a plain tuple takes a tenth of the time to make."""
+
+
 class Counts(NamedTuple):
     """Verdicts on a criterion. `judged`: met and not met; what does not apply is in none."""
 
@@ -223,9 +249,7 @@ class Counts(NamedTuple):
         )
 
 
-# A run that goes on is counted again and again, and most of its steps stay as they are.
-@lru_cache(maxsize=8192)
-def count_verdicts(joined: str, criteria: int) -> Sequence[Counts]:
+def count_verdicts(joined: str, criteria: int) -> list[Counts]:
     """Count the verdicts of joined verdict strings, for each of so many criteria."""
     counts = []
     for index in range(criteria):
@@ -235,24 +259,61 @@ def count_verdicts(joined: str, criteria: int) -> Sequence[Counts]:
     return counts
 
 
+class BlockMark(NamedTuple):
+    """What tells whether the groups of a block are still the same.
+
+    `groups`: how many there are without the `pruned` ones; `scored_at`: when the last of them was
+    scored, in seconds since 1970.
+    """
+
+    groups: int = 0
+    pruned: int = 0
+    scored_at: float | None = None
+
+
+class Block(NamedTuple):
+    """The figures of up to `BLOCK_STEPS` steps as they are stored.
+
+    `first`: the first of the steps, whether or not it is in the run. `figures`, `details`: of
+    `_pack`.
+    """
+
+    first: int
+    mark: BlockMark
+    figures: bytes
+    details: bytes
+
+
+def block_of(step: int) -> int:
+    """Return the first step of the block that a step is in."""
+    return step // BLOCK_STEPS * BLOCK_STEPS
+
+
+class _Details(NamedTuple):
+    """What few answers need of a step: verdict strings by rubric id, and its groups."""
+
+    verdicts: Mapping[str, str]
+    groups: Sequence[GroupSummary]
+
+
 @dataclass(slots=True)
 class _Step:
-    """What the history has of a step. Verdict strings are joined, by rubric id.
+    """What the history has of a step. Mappings are by rubric id; teachers' verdicts are joined.
 
-    `end`: when its last group was scored, in seconds since 1970. `second` and `metrics`: those that
-    its totals have.
+    `end`: when its last group was scored, in seconds since 1970. `details`: returns the details of
+    a step. `second` and `metrics`: those that its totals have.
     """
 
     totals: StepTotals
-    second: Sequence[SecondVerdicts]
-    metrics: Mapping[str, float | None]
-    end: float = 0.0
-    groups: list[GroupSummary] = field(default_factory=list)
-    verdicts: dict[str, str] = field(default_factory=dict)
-    teacher_verdicts: dict[str, str] = field(default_factory=dict)
-    rubrics: dict[str, None] = field(default_factory=dict)
-    judges: dict[str, None] = field(default_factory=dict)
-    pruned: int = 0
+    details: Callable[[int], _Details]
+    end: float
+    pruned: int
+    counts: Mapping[str, Sequence[Cells]]
+    teacher_verdicts: Mapping[str, str]
+    rubrics: Sequence[str]
+    judges: Sequence[str]
+    second: Sequence[SecondReward] = ()
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class RunHistory:
@@ -260,68 +321,101 @@ class RunHistory:
 
     Attributes:
         steps: Totals by step, in the order of steps, of those that have groups.
-        groups: The groups that were not pruned.
-        verdicts: Joined verdict strings by rubric id and step.
-        teacher_verdicts: Those of teacher responses, by rubric id.
+        counts: Verdicts on each criterion, by rubric id and step.
+        teacher_verdicts: Joined verdict strings of teacher responses, by rubric id.
         judges: The judges whose verdicts count.
         rubrics: The ids of its rubrics.
         pruned: How many groups were pruned.
         pruned_until: The step after the last one with pruned groups.
-        scored_at: When its last group was scored, in seconds since 1970.
     """
 
     def __init__(
         self,
         groups: Iterable[RunGroup],
-        second: Iterable[SecondVerdicts] = (),
+        second: Iterable[SecondReward] = (),
         metrics: Mapping[int, Mapping[str, float | None]] | None = None,
         before: "RunHistory | None" = None,
+        blocks: Iterable[Block] = (),
     ) -> None:
         """Make the history of a run.
 
         Args:
-            groups: All its groups; with `before`, all groups of the steps that changed since.
-            second: All that second judges said.
+            groups: All groups of the steps that are neither in `before` nor in `blocks`, or have
+                changed since.
+            second: All rollouts with rewards by two judges.
             metrics: All metrics of the trainer by step.
             before: An earlier history of the run, whose other steps are taken over.
+            blocks: Blocks of steps as they are stored.
         """
         by_step: dict[int, list[RunGroup]] = defaultdict(list)
         for group in groups:
             by_step[group.step].append(group)
-        second_of: dict[int, list[SecondVerdicts]] = defaultdict(list)
+        second_of: dict[int, list[SecondReward]] = defaultdict(list)
         for each in second:
-            if each.step is not None:
-                second_of[each.step].append(each)
-        self._steps: dict[int, _Step] = dict(before._steps) if before is not None else {}
-        for step, found in by_step.items():
-            self._steps[step] = _step(step, found, second_of[step], (metrics or {}).get(step, {}))
+            second_of[each.step].append(each)
+        found = {step.totals.first: step for block in blocks for step in _unpack(block)}
+        found |= {step: _step(step, of_step) for step, of_step in by_step.items()}
+        earlier: dict[int, _Step] = before._steps if before is not None else {}
+        self._steps: dict[int, _Step] = dict(sorted((earlier | found).items()))
         for step, stored in self._steps.items():
             beside = second_of.get(step, []), (metrics or {}).get(step, {})
-            if (stored.second, stored.metrics) != beside:
-                self._steps[step] = _renewed(stored, *beside)
-        self._steps = dict(sorted(self._steps.items()))
+            if (stored.second, stored.metrics) == beside:
+                continue
+            if step not in found:  # the earlier history stays as it was
+                totals = replace(stored.totals, second=(0, 0.0, 0.0), metrics={})
+                stored = self._steps[step] = replace(stored, totals=totals)
+            stored.second, stored.metrics = beside
+            stored.totals.add_second(stored.second)
+            stored.totals.add_metrics(stored.metrics)
         self.steps = {step: stored.totals for step, stored in self._steps.items()}
-        self.groups: list[GroupSummary] = []
-        self.verdicts: dict[str, dict[int, str]] = defaultdict(dict)
+        self.counts: dict[str, dict[int, Sequence[Cells]]] = defaultdict(dict)
         teachers: dict[str, list[str]] = defaultdict(list)
         judges: dict[str, None] = {}
-        self.rubrics: dict[str, None] = {}
-        self.pruned, self.scored_at = 0, 0.0
+        rubrics: dict[str, None] = {}
+        self.pruned = 0
         self.pruned_until: int | None = None
         for step, stored in self._steps.items():
-            self.groups += stored.groups
-            for rubric, joined in stored.verdicts.items():
-                self.verdicts[rubric][step] = joined
+            for rubric, counts in stored.counts.items():
+                self.counts[rubric][step] = counts
             for rubric, joined in stored.teacher_verdicts.items():
                 teachers[rubric].append(joined)
-            judges |= stored.judges
-            self.rubrics |= stored.rubrics
-            self.scored_at = max(self.scored_at, stored.end)
+            judges |= dict.fromkeys(stored.judges)
+            rubrics |= dict.fromkeys(stored.rubrics)
             if stored.pruned:
                 self.pruned += stored.pruned
                 self.pruned_until = step + 1
         self.teacher_verdicts = {rubric: "".join(parts) for rubric, parts in teachers.items()}
-        self.judges = list(judges)
+        self.judges, self.rubrics = list(judges), list(rubrics)
+
+    @cached_property
+    def groups(self) -> list[GroupSummary]:
+        """The groups that were not pruned, in the order of steps."""
+        gaps: dict[str, list[float]] = defaultdict(list)
+        for stored in self._steps.values():
+            for each in stored.second:
+                gaps[each.group].append(abs(each.reward - each.first_reward))
+        return [
+            group._replace(gap=statistics.fmean(gaps[group.id])) if group.id in gaps else group
+            for step, stored in self._steps.items()
+            for group in stored.details(step).groups
+        ]
+
+    def verdicts(self, since: int | None = None) -> dict[str, str]:
+        """Return the joined verdict strings of the steps from `since` on, by rubric id."""
+        parts: dict[str, list[str]] = defaultdict(list)
+        for step, stored in self._steps.items():
+            if since is None or step >= since:
+                for rubric, joined in stored.details(step).verdicts.items():
+                    parts[rubric].append(joined)
+        return {rubric: "".join(each) for rubric, each in parts.items()}
+
+    def blocks(self, marks: Mapping[int, BlockMark]) -> list[Block]:
+        """Return the blocks that begin with these steps and have these marks, to be stored."""
+        steps: dict[int, list[_Step]] = {first: [] for first in marks}
+        for step, stored in self._steps.items():
+            if (first := block_of(step)) in steps:
+                steps[first].append(stored)
+        return [_pack(first, mark, steps[first]) for first, mark in marks.items()]
 
     @property
     def first_step(self) -> int | None:
@@ -409,62 +503,153 @@ def merge(totals: Iterable[StepTotals]) -> StepTotals:
     return merged or StepTotals(0, 0)
 
 
-def _step(
-    step: int,
-    groups: Sequence[RunGroup],
-    second: Sequence[SecondVerdicts],
-    metrics: Mapping[str, float | None],
-) -> _Step:
+def _step(step: int, groups: Sequence[RunGroup]) -> _Step:
     totals = StepTotals(step, step)
-    stored = _Step(totals, second, metrics)
-    gaps = _add_beside(totals, second, metrics)
+    end, pruned = 0.0, 0
+    rubrics: dict[str, None] = {}
+    judges: dict[str, None] = {}
+    verdicts: dict[str, str] = {}
+    teachers: dict[str, str] = {}
+    criteria: dict[str, int] = {}
+    summaries = []
     for group in groups:
         figures, rubric = group.figures, group.rubric_id
         known = figures.known
         totals.add_group(figures, known)
-        stored.end = max(stored.end, figures.at)
-        stored.rubrics[rubric] = None
+        end = max(end, figures.at)
+        rubrics[rubric] = None
         if group.judge is not None:
-            stored.judges[group.judge] = None
+            judges[group.judge] = None
         if figures.verdicts:
-            stored.verdicts[rubric] = stored.verdicts.get(rubric, "") + figures.verdicts
+            verdicts[rubric] = verdicts.get(rubric, "") + figures.verdicts
+            criteria[rubric] = len(figures.verdicts) // len(figures.rewards)
         if figures.teacher_verdicts:
-            said = stored.teacher_verdicts.get(rubric, "")
-            stored.teacher_verdicts[rubric] = said + figures.teacher_verdicts
+            teachers[rubric] = teachers.get(rubric, "") + figures.teacher_verdicts
         if group.pruned:
-            stored.pruned += 1
+            pruned += 1
         else:
-            stored.groups.append(_summary(group, known, gaps.get(group.id)))
-    return stored
+            summaries.append(_summary(group, known))
+    return _Step(
+        totals,
+        {step: _Details(verdicts, summaries)}.__getitem__,
+        end,
+        pruned,
+        {rubric: count_verdicts(joined, criteria[rubric]) for rubric, joined in verdicts.items()},
+        teachers,
+        list(rubrics),
+        list(judges),
+    )
 
 
-def _renewed(
-    stored: _Step, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
-) -> _Step:
-    """Return a step with other second verdicts and metrics."""
-    totals = replace(stored.totals, second=(0, 0.0, 0.0), metrics={})
-    gaps = _add_beside(totals, second, metrics)
-    groups = [group._replace(gap=gaps.get(group.id)) for group in stored.groups]
-    return replace(stored, totals=totals, second=second, metrics=metrics, groups=groups)
+_PACKED = (
+    "groups",
+    "rollouts",
+    "truncated",
+    "comparable",
+    "flat",
+    "words",
+    "teacher",
+    "beside_teacher",
+    "length_reward",
+)
+"""The totals that a block has as they are, without second judges and metrics."""
 
 
-def _add_beside(
-    totals: StepTotals, second: Sequence[SecondVerdicts], metrics: Mapping[str, float | None]
-) -> dict[str, float]:
-    """Add second verdicts and metrics to the totals of a step; return each group's gap by its id.
+def _pack(first: int, mark: BlockMark, steps: Sequence[_Step]) -> Block:
+    """Return a block of steps. JSON, but for the rewards: they are many, and must stay exact."""
+    figures, details = [], []
+    for each in steps:
+        totals, number = each.totals, each.totals.first
+        figures.append(
+            [
+                number,
+                [getattr(totals, name) for name in _PACKED],
+                totals.reasons,
+                len(totals.rewards),
+                each.end,
+                each.pruned,
+                {rubric: list(chain(*counts)) for rubric, counts in each.counts.items()},
+                each.teacher_verdicts,
+                each.rubrics,
+                each.judges,
+            ]
+        )
+        verdicts, groups = each.details(number)
+        details.append([number, verdicts, groups])
+    rewards = array("d", chain.from_iterable(each.totals.rewards for each in steps))
+    return Block(
+        first,
+        mark,
+        _compress([figures, base64.b64encode(rewards.tobytes()).decode()]),
+        _compress(details),
+    )
 
-    A gap is the mean difference between the rewards of the two judges.
-    """
-    totals.add_metrics(metrics)
-    gaps: dict[str, list[float]] = defaultdict(list)
-    for each in second:
-        totals.add_second(each)
-        if each.reward is not None and each.first_reward is not None:
-            gaps[each.group].append(abs(each.reward - each.first_reward))
-    return {group: statistics.fmean(each) for group, each in gaps.items()}
+
+def _unpack(block: Block) -> Iterator[_Step]:
+    figures, encoded = _decompress(block.figures)
+    rewards = array("d", base64.b64decode(encoded)).tolist()
+    details = _PackedDetails(block.details).of
+    ends = accumulate((each[3] for each in figures), initial=0)
+    for each, (start, stop) in zip(figures, pairwise(ends), strict=True):
+        step, packed, reasons, _, end, pruned, counts, teachers, rubrics, judges = each
+        groups, rollouts, truncated, comparable, flat, words, teacher, beside, length = packed
+        totals = StepTotals(
+            step,
+            step,
+            groups,
+            rollouts,
+            Counter(reasons) if reasons else Counter(),
+            rewards[start:stop],
+            truncated,
+            comparable,
+            flat,
+            tuple(words),
+            tuple(teacher),
+            tuple(beside),
+            length_reward=tuple(length),
+        )
+        yield _Step(
+            totals,
+            details,
+            end,
+            pruned,
+            {
+                rubric: list(zip(row[::3], row[1::3], row[2::3], strict=True))
+                for rubric, row in counts.items()
+            },
+            teachers,
+            rubrics,
+            judges,
+        )
 
 
-def _summary(group: RunGroup, known: Sequence[float], gap: float | None) -> GroupSummary:
+class _PackedDetails:
+    """The details of the steps of a block, which are read when they are asked for."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._packed = packed
+
+    def of(self, step: int) -> _Details:
+        """Return the details of a step."""
+        return self._by_step[step]
+
+    @cached_property
+    def _by_step(self) -> dict[int, _Details]:
+        return {
+            step: _Details(verdicts, [GroupSummary(*each) for each in groups])
+            for step, verdicts, groups in _decompress(self._packed)
+        }
+
+
+def _compress(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
+
+
+def _decompress(packed: bytes) -> Any:
+    return json.loads(zlib.decompress(packed))
+
+
+def _summary(group: RunGroup, known: Sequence[float]) -> GroupSummary:
     figures = group.figures
     teacher = figures.teacher_known
     words = [count for count in figures.words if count is not None]
@@ -478,7 +663,7 @@ def _summary(group: RunGroup, known: Sequence[float], gap: float | None) -> Grou
         _ratio(sum(teacher), len(teacher)),
         _ratio(sum(words), len(words)),
         len(figures.rewards) - len(known),
-        gap,
+        None,
     )
 
 

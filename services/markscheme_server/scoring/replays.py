@@ -35,6 +35,8 @@ from markscheme_server.store.runs import RunStore
 
 CACHE_FACTOR = 20
 """The comparison of a running replay is cached for this multiple of the time that it took."""
+MAX_SAMPLE = 200
+"""Groups that an estimate reads: each takes some milliseconds and all its texts."""
 MAX_COMPARISONS = 32
 """Comparisons in the cache of a process."""
 
@@ -75,9 +77,10 @@ class ReplayService:
             "", caller.team, request.run_id, request.model_dump(), _identity(judge), "queued",
             None, at, at,
         )  # fmt: skip
+        sample = _evenly(groups, MAX_SAMPLE)
         rollouts = cached = calls = prompt_tokens = completion_tokens = nano = found = 0
         priced = True
-        for group in groups:
+        for group in sample:
             try:
                 planned = await self._groups.plan(replay, group.id)
             except ReplayFailed as error:
@@ -98,15 +101,21 @@ class ReplayService:
                         completion_tokens += size.completion_tokens
                         nano += size.max_cost or 0
                         priced = priced and size.max_cost is not None
+                        await asyncio.sleep(0)  # a question takes a millisecond to write
+
+        def scaled(count: int) -> int:
+            return round(count * len(groups) / len(sample))
+
         return schema.ReplayEstimate(
             run_id=request.run_id,
-            groups=found,
-            rollouts=rollouts,
-            cached_verdicts=cached,
-            calls=calls,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            max_usd=to_usd(nano) if priced else None,
+            groups=scaled(found),
+            sampled_groups=len(sample),
+            rollouts=scaled(rollouts),
+            cached_verdicts=scaled(cached),
+            calls=scaled(calls),
+            prompt_tokens=scaled(prompt_tokens),
+            completion_tokens=scaled(completion_tokens),
+            max_usd=to_usd(scaled(nano)) if priced else None,
         )
 
     async def begin(self, caller: Caller, request: schema.ReplayRequest) -> schema.Replay:
@@ -216,10 +225,11 @@ class ReplayService:
         judge: Judge | None,
     ) -> None:
         """Raise `Unprocessable` unless the service has a suitable judge for every group."""
-        rubric_of = {group: request.rubric_id or group.rubric_id for group in groups}
-        criteria = await self._runs.criteria(team, sorted(set(rubric_of.values())))
-        for group, rubric_id in rubric_of.items():
-            by = judge or self._judges.by_identity(group.judge)
+        # Thousands of groups share few judges and rubrics.
+        pairs = dict.fromkeys((g.judge, request.rubric_id or g.rubric_id) for g in groups)
+        criteria = await self._runs.criteria(team, sorted({rubric for _, rubric in pairs}))
+        for scored_by, rubric_id in pairs:
+            by = judge or self._judges.by_identity(scored_by)
             if by is None:
                 raise Unprocessable(
                     "the judge that scored the run is not among the service's judges any more: "
@@ -258,6 +268,13 @@ class ReplayService:
         while len(self._comparisons) > MAX_COMPARISONS:
             self._comparisons.popitem(last=False)
         return made
+
+
+def _evenly(groups: Sequence[RunGroupRef], most: int) -> Sequence[RunGroupRef]:
+    """Return at most so many of the groups, at equal distances."""
+    if len(groups) <= most:
+        return groups
+    return [groups[number * len(groups) // most] for number in range(most)]
 
 
 def _tasks(plan: VerdictPlan) -> list[VerifyTask]:

@@ -112,7 +112,7 @@ def _health(team: str, rubric: Rubric, groups: list[RunGroup], runs: Sequence[st
     life = LoadedRun(stored, history, {rubric.id: rubric.criteria}, ())
     found = life.findings(running=False, cost=RunCost(), budgets=())
     size, keys = len(rubric.criteria), life.keys[rubric.id]
-    joined = "".join(history.verdicts.get(rubric.id, {}).values())
+    joined = history.verdicts().get(rubric.id, "")
     rollouts = count_verdicts(joined, size)
     teachers = count_verdicts(history.teacher_verdicts.get(rubric.id, ""), size)
     same: dict[int, list[str]] = {}

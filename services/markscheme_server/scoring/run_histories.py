@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from functools import cached_property
+from operator import mul
 from time import monotonic
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from markscheme_server.domain.findings import (
     BudgetFigures,
     CriterionFigures,
-    CriterionStep,
     Finding,
     LengthReward,
     PairedRewards,
@@ -22,7 +25,15 @@ from markscheme_server.domain.findings import (
 )
 from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import Counts, RunHistory, StepTotals, count_verdicts
+from markscheme_server.domain.run_history import (
+    Block,
+    BlockMark,
+    Cells,
+    Counts,
+    RunHistory,
+    StepTotals,
+    count_verdicts,
+)
 from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET, UNKNOWN
 from markscheme_server.store.budgets import Budget
 from markscheme_server.store.engine.ids import now
@@ -33,10 +44,9 @@ CACHED_RUNS = 8
 COST_AGE_S = 2.0
 """Seconds for which a run's cost is cached: a page asks for it several times at once."""
 MAX_COSTS = 1000
-OVERLAP_S = 60.0
-"""Seconds of recent groups that are read again, because groups may be stored out of order."""
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
+log = structlog.get_logger()
 _MET_BITS = str.maketrans({MET: "1", NOT_MET: "0", NOT_APPLICABLE: "0", UNKNOWN: "0"})
 _JUDGED_BITS = str.maketrans({MET: "1", NOT_MET: "1", NOT_APPLICABLE: "0", UNKNOWN: "0"})
 
@@ -51,7 +61,7 @@ class CriterionCounts:
     key: str
     criterion: Criterion
     rubrics: Sequence[str]
-    by_step: Mapping[int, Counts]
+    by_step: Mapping[int, Cells]
     teacher: Counts
 
 
@@ -60,7 +70,7 @@ class CategoryCounts:
     """The criteria of a category over a run, added up."""
 
     criteria: int
-    by_step: Mapping[int, Counts]
+    by_step: Mapping[int, Cells]
     teacher: Counts
 
 
@@ -68,14 +78,16 @@ class CategoryCounts:
 class LoadedRun:
     """A run with its history.
 
-    `criteria`: by rubric id, of the rubrics that the team sees. `figures`: what the rules read of
-    each step, with the totals that it was computed from.
+    `criteria`: by rubric id, of the rubrics that the team sees. `marks`: those of the groups that
+    the history is of. `figures`: what the rules read of each step, with the totals that it was
+    computed from.
     """
 
     run: StoredRun
     history: RunHistory
     criteria: Mapping[str, Sequence[Criterion]]
     repeats: Sequence[Repeats]
+    marks: Mapping[int, BlockMark] = field(default_factory=dict)
     figures: dict[int, tuple[StepTotals, StepFigures]] = field(default_factory=dict)
     _found: dict[tuple[object, ...], list[Finding]] = field(default_factory=dict)
 
@@ -90,7 +102,7 @@ class LoadedRun:
     @cached_property
     def counts(self) -> dict[str, CriterionCounts]:
         """Count the verdicts on each criterion, by its key."""
-        found: dict[str, dict[int, Counts]] = defaultdict(dict)
+        found: dict[str, dict[int, Cells]] = {}
         teachers: dict[str, Counts] = defaultdict(Counts)
         first: dict[str, Criterion] = {}
         rubrics: dict[str, list[str]] = defaultdict(list)
@@ -99,18 +111,15 @@ class LoadedRun:
             for key, criterion in zip(keys, criteria, strict=True):
                 first.setdefault(key, criterion)
                 rubrics[key].append(rubric)
-            for step, joined in self.history.verdicts.get(rubric, {}).items():
-                for key, counts in zip(keys, count_verdicts(joined, len(keys)), strict=True):
-                    by_step = found[key]
-                    before = by_step.get(step)
-                    by_step[step] = counts if before is None else before.plus(counts)
+            steps = self.history.counts.get(rubric, {})
+            for key, column in zip(keys, zip(*steps.values(), strict=True), strict=bool(steps)):
+                by_step = dict(zip(steps, column, strict=True))
+                found[key] = _sum_by_step(found[key], by_step) if key in found else by_step
             if joined := self.history.teacher_verdicts.get(rubric, ""):
                 for key, counts in zip(keys, count_verdicts(joined, len(keys)), strict=True):
                     teachers[key] = teachers[key].plus(counts)
         return {
-            key: CriterionCounts(
-                key, first[key], rubrics[key], dict(sorted(found[key].items())), teachers[key]
-            )
+            key: CriterionCounts(key, first[key], rubrics[key], found.get(key, {}), teachers[key])
             for key in first
         }
 
@@ -155,7 +164,7 @@ class LoadedRun:
                 key,
                 each.criterion.text,
                 each.criterion.points,
-                [CriterionStep(step, c.met, c.judged) for step, c in each.by_step.items()],
+                [(step, met, judged) for step, (met, judged, _) in each.by_step.items()],
                 each.teacher.met,
                 each.teacher.judged,
                 repeats.get(key, none).asked,
@@ -167,17 +176,21 @@ class LoadedRun:
     def _pairs(self) -> list[PairFigures]:
         start = next(iter(list(self.history.steps)[-PAIR_STEPS:]), 0)
         found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        recent = self.history.verdicts(start)
         for rubric, keys in self.keys.items():
-            joined = "".join(
-                verdicts
-                for step, verdicts in self.history.verdicts.get(rubric, {}).items()
-                if step >= start
-            )
-            for pair, cells in compare(joined, len(keys)).items():
+            for pair, cells in compare(recent.get(rubric, ""), len(keys)).items():
                 both = found[keys[pair[0]], keys[pair[1]]]
                 for index, count in enumerate(cells):
                     both[index] += count
         return [PairFigures(first, second, *cells) for (first, second), cells in found.items()]
+
+
+def _sum_by_step(one: Mapping[int, Cells], other: Mapping[int, Cells]) -> dict[int, Cells]:
+    none = Counts()
+    return {
+        step: Counts(*one.get(step, none)).plus(Counts(*other.get(step, none)))
+        for step in sorted({*one, *other})
+    }
 
 
 def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int, int, int]]:
@@ -227,35 +240,54 @@ class RunHistories:
         if cached is not None and cached.run == run:
             self._cache.move_to_end(key)
             return cached
-        before = cached.history if cached is not None else None
-        if before is not None and await self._store.pruned(*key) != before.pruned:
-            before = None
-        since = before.scored_at - OVERLAP_S if before is not None else None
+        marks = await self._store.block_marks(*key)
+        known = cached.marks if cached is not None else {}
+        changed = {first: mark for first, mark in marks.items() if known.get(first) != mark}
+        # The last block still grows: it is read from its groups.
+        last = max(marks, default=None)
+        stored = [
+            block
+            for block in await self._store.blocks(*key, changed.keys() - {last})
+            if block.mark == changed[block.first]
+        ]
+        unread = changed.keys() - {block.first for block in stored}
         groups, second, metrics, repeats = await asyncio.gather(
-            self._store.groups(*key, since),
+            self._store.groups(*key, unread),
             self._store.second(*key),
             self._store.metrics(*key),
             self._store.repeats(*key),
         )
+        before = cached.history if cached is not None else None
         # In a thread, because a long run takes hundreds of milliseconds of the event loop.
-        history = await asyncio.to_thread(RunHistory, groups, second, metrics, before)
-        criteria = await self._store.criteria(run.team, list(history.rubrics))
-        loaded = LoadedRun(run, history, criteria, repeats, cached.figures if cached else {})
+        history = await asyncio.to_thread(RunHistory, groups, second, metrics, before, stored)
+        if full := {first: marks[first] for first in sorted(unread - {last})}:
+            await self._save(run, await asyncio.to_thread(history.blocks, full))
+        criteria = await self._store.criteria(run.team, history.rubrics)
+        figures = cached.figures if cached is not None else {}
+        loaded = LoadedRun(run, history, criteria, repeats, marks, figures)
         self._cache[key] = loaded
         self._cache.move_to_end(key)
         while len(self._cache) > CACHED_RUNS:
             self._cache.popitem(last=False)
         return loaded
 
+    async def _save(self, run: StoredRun, blocks: Sequence[Block]) -> None:
+        try:
+            await self._store.save_blocks(run.team, run.id, blocks)
+        except SQLAlchemyError as error:
+            # They spare others time; this answer does not need them.
+            log.warning("run_blocks_not_stored", run_id=run.id, error=type(error).__name__)
+
 
 def _added(criteria: Sequence[CriterionCounts]) -> CategoryCounts:
-    by_step: dict[int, Counts] = defaultdict(Counts)
+    by_step: dict[int, list[Cells]] = defaultdict(list)
     teacher = Counts()
     for each in criteria:
-        for step, counts in each.by_step.items():
-            by_step[step] = by_step[step].plus(counts)
+        for step, cells in each.by_step.items():
+            by_step[step].append(cells)
         teacher = teacher.plus(each.teacher)
-    return CategoryCounts(len(criteria), dict(sorted(by_step.items())), teacher)
+    added = {step: Counts(*map(sum, zip(*by_step[step], strict=True))) for step in sorted(by_step)}
+    return CategoryCounts(len(criteria), added, teacher)
 
 
 def _step(totals: StepTotals) -> StepFigures:
@@ -264,7 +296,7 @@ def _step(totals: StepTotals) -> StepFigures:
         rollouts=totals.rollouts,
         reasons=totals.reasons,
         reward_sum=sum(totals.rewards),
-        reward_squares=sum(reward * reward for reward in totals.rewards),
+        reward_squares=sum(map(mul, totals.rewards, totals.rewards)),
         truncated=totals.truncated,
         comparable_groups=totals.comparable,
         flat_groups=totals.flat,

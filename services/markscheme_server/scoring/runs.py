@@ -1,5 +1,6 @@
 """Training runs of the caller's team: steps, criteria and findings."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -10,7 +11,7 @@ from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
-from markscheme_server.domain.run_history import Counts, RunHistory, StepTotals
+from markscheme_server.domain.run_history import Cells, RunHistory, StepTotals
 from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
@@ -74,9 +75,7 @@ class RunService:
 
     async def run(self, caller: Caller, run_id: str) -> schema.RunDetail:
         """Return a run. Raises `NotFound`."""
-        loaded = await self._load(caller, run_id)
-        cost = await self._cost(loaded.run)
-        found = self._findings(loaded, cost, await self._budgets.find(caller.team))
+        loaded, cost, found = await self._load_findings(caller, run_id)
         history, run = loaded.history, loaded.run
         total = history.total
         done = len(history.steps)
@@ -127,9 +126,7 @@ class RunService:
 
         `after`: the key of the last criterion of the page before. `criterion`: this one only.
         """
-        loaded = await self._load(caller, run_id)
-        cost = await self._cost(loaded.run)
-        found = self._findings(loaded, cost, await self._budgets.find(caller.team))
+        loaded, _, found = await self._load_findings(caller, run_id)
         kinds: dict[str, list[FindingKind]] = {}
         for each in found:
             if each.criterion is not None:
@@ -138,7 +135,7 @@ class RunService:
             (each for key, each in loaded.counts.items() if criterion in (None, key)),
             key=lambda each: (
                 each.key not in kinds,
-                -sum(c.judged + c.unknown for c in each.by_step.values()),
+                -sum(judged + unknown for _, judged, unknown in each.by_step.values()),
                 each.key,
             ),
         )
@@ -164,10 +161,7 @@ class RunService:
 
     async def findings(self, caller: Caller, run_id: str) -> schema.FindingList:
         """Return the findings about a run, alarms first. Raises `NotFound`."""
-        loaded = await self._load(caller, run_id)
-        found = self._findings(
-            loaded, await self._cost(loaded.run), await self._budgets.find(caller.team)
-        )
+        _, _, found = await self._load_findings(caller, run_id)
         return schema.FindingList(
             data=[
                 schema.Finding(
@@ -239,8 +233,16 @@ class RunService:
     async def _load(self, caller: Caller, run_id: str) -> LoadedRun:
         return await self._histories.load(await find_run(self._runs, caller, run_id))
 
-    async def _cost(self, run: StoredRun) -> RunCost:
-        return await self._histories.cost(run)
+    async def _load_findings(
+        self, caller: Caller, run_id: str
+    ) -> tuple[LoadedRun, RunCost, list[Finding]]:
+        run = await find_run(self._runs, caller, run_id)
+        loaded, cost, budgets = await asyncio.gather(
+            self._histories.load(run),
+            self._histories.cost(run),
+            self._budgets.find(caller.team),
+        )
+        return loaded, cost, self._findings(loaded, cost, budgets)
 
     def _findings(
         self, loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]
@@ -363,7 +365,7 @@ def _criterion(
     )
 
 
-def _over_steps(history: RunHistory, counts: Mapping[int, Counts], bins: int) -> dict[str, Any]:
+def _over_steps(history: RunHistory, counts: Mapping[int, Cells], bins: int) -> dict[str, Any]:
     """Return the shares and the spans of a criterion, or of a category, by step."""
     start, width = history.span_of(bins, None, None)
     spans: dict[int, list[int]] = {}
@@ -388,9 +390,9 @@ def _over_steps(history: RunHistory, counts: Mapping[int, Counts], bins: int) ->
     }
 
 
-def _share(counts: Sequence[Counts]) -> schema.CriterionShare:
+def _share(counts: Sequence[Cells]) -> schema.CriterionShare:
     return schema.CriterionShare(
-        met=sum(each.met for each in counts),
-        judged=sum(each.judged for each in counts),
-        unknown=sum(each.unknown for each in counts),
+        met=sum(met for met, _, _ in counts),
+        judged=sum(judged for _, judged, _ in counts),
+        unknown=sum(unknown for _, _, unknown in counts),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,14 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import RunGroup, SecondVerdicts
+from markscheme_server.domain.run_history import (
+    BLOCK_STEPS,
+    BLOCK_VERSION,
+    Block,
+    BlockMark,
+    RunGroup,
+    SecondReward,
+)
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.engine.database import Database, team_scope
@@ -25,6 +32,7 @@ from markscheme_server.store.tables import (
     past_usage,
     repeat_verdicts,
     rubrics,
+    run_blocks,
     run_records,
     runs,
     second_verdicts,
@@ -97,16 +105,47 @@ class RunStore:
                 p.team == team, p.run_id == run
             ),
         )
-        self._groups = sa.union_all(*groups)
-        steps: sa.BindParameter[list[int]] = sa.bindparam("steps", expanding=True)
-        self._groups_of_steps = sa.union_all(
-            groups[0].where(a.step.in_(steps)), groups[1].where(p.step.in_(steps))
+        firsts: sa.BindParameter[list[int]] = sa.bindparam("firsts", expanding=True)
+        self._groups = sa.union_all(
+            *(
+                each.where(_block_of(step).in_(firsts))
+                for each, step in zip(groups, (a.step, p.step), strict=True)
+            )
         )
-        since: sa.BindParameter[float] = sa.bindparam("since")
-        self._changed_steps = (
-            sa.select(a.step)
-            .where(a.team == team, a.run_id == run, a.scored_at >= since)
-            .distinct()
+        self._block_marks = sa.union_all(
+            sa.select(
+                _block_of(a.step).label("first"),
+                sa.func.count().label("groups"),
+                sa.literal(0).label("pruned"),
+                sa.func.max(a.scored_at).label("scored_at"),
+            )
+            .where(a.team == team, a.run_id == run, a.figures.is_not(None))
+            .group_by("first"),
+            sa.select(
+                _block_of(p.step).label("first"),
+                sa.literal(0),
+                sa.func.count(),
+                sa.cast(sa.null(), sa.Double),
+            )
+            .where(p.team == team, p.run_id == run)
+            .group_by("first"),
+        )
+        k = run_blocks.c
+        self._blocks = sa.select(
+            k.first_step, k.groups, k.pruned, k.scored_at, k.figures, k.details
+        ).where(
+            k.team == team,
+            k.run_id == run,
+            k.first_step.in_(firsts),
+            k.version == BLOCK_VERSION,
+        )
+        new = database.insert(run_blocks)
+        self._save_block = new.on_conflict_do_update(
+            index_elements=[k.team, k.run_id, k.first_step],
+            set_={
+                name: new.excluded[name]
+                for name in ("version", "groups", "pruned", "scored_at", "figures", "details")
+            },
         )
 
     async def find(self, team: str, run_id: str) -> StoredRun | None:
@@ -216,34 +255,58 @@ class RunStore:
                 return False
         return True
 
-    async def groups(self, team: str, run_id: str, since: float | None = None) -> list[RunGroup]:
-        """Return the scored groups of a run, with those that were pruned.
-
-        With `since` (seconds since 1970), all groups of the steps in which one was scored then or
-        later.
-        """
-        of_run = {"team": team, "run": run_id}
+    async def block_marks(self, team: str, run_id: str) -> dict[int, BlockMark]:
+        """Return the marks of a run's blocks as its groups are now, by their first steps."""
+        found: dict[int, BlockMark] = {}
         async with self._db.reading(team_scope(team)) as connection:
-            if since is None:
-                rows = (await connection.execute(self._groups, of_run)).all()
-            else:
-                changed = list(
-                    (
-                        await connection.execute(self._changed_steps, of_run | {"since": since})
-                    ).scalars()
+            rows = await connection.execute(self._block_marks, {"team": team, "run": run_id})
+            for first, groups, pruned, scored_at in rows:
+                known = found.get(first, BlockMark())
+                found[first] = BlockMark(
+                    known.groups + groups,
+                    known.pruned + pruned,
+                    known.scored_at if scored_at is None else scored_at,
                 )
-                rows = (
-                    await connection.execute(self._groups_of_steps, of_run | {"steps": changed})
-                ).all()
+        return found
+
+    async def blocks(self, team: str, run_id: str, firsts: Collection[int]) -> list[Block]:
+        """Return the stored blocks of a run that begin with these steps."""
+        if not firsts:
+            return []
+        of_run = {"team": team, "run": run_id, "firsts": list(firsts)}
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = await connection.execute(self._blocks, of_run)
+            return [Block(row[0], BlockMark(*row[1:4]), *row[4:]) for row in rows]
+
+    async def save_blocks(self, team: str, run_id: str, blocks: Sequence[Block]) -> None:
+        """Store blocks of a run in place of earlier ones."""
+        rows = [
+            {
+                "team": team,
+                "run_id": run_id,
+                "first_step": block.first,
+                "version": BLOCK_VERSION,
+                **block.mark._asdict(),
+                "figures": block.figures,
+                "details": block.details,
+            }
+            for block in blocks
+        ]
+        async with self._db.writing(team_scope(team)) as connection:
+            await connection.execute(self._save_block, rows)
+
+    async def groups(self, team: str, run_id: str, firsts: Collection[int]) -> list[RunGroup]:
+        """Return the scored groups of the blocks of a run that begin with these steps.
+
+        Those that were pruned are among them.
+        """
+        if not firsts:
+            return []
+        of_run = {"team": team, "run": run_id, "firsts": list(firsts)}
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = (await connection.execute(self._groups, of_run)).all()
         # In a thread: those of a long run take hundreds of milliseconds.
         return await asyncio.to_thread(_run_groups, rows)
-
-    async def pruned(self, team: str, run_id: str) -> int:
-        """Return how many groups of a run were pruned."""
-        p = past_groups.c
-        query = sa.select(sa.func.count()).where(p.team == team, p.run_id == run_id)
-        async with self._db.reading(team_scope(team)) as connection:
-            return int((await connection.execute(query)).scalar_one())
 
     async def groups_of_rubric(self, team: str, rubric_id: str) -> tuple[list[RunGroup], list[str]]:
         """Return the team's groups that a rubric scored, and the runs that they are of."""
@@ -271,21 +334,18 @@ class RunStore:
         loaded = json.loads(f"[{','.join(metrics for _, metrics in rows)}]")
         return {step: metrics for (step, _), metrics in zip(rows, loaded, strict=True)}
 
-    async def second(self, team: str, run_id: str) -> list[SecondVerdicts]:
-        """Return what second judges said of a run's rollouts."""
+    async def second(self, team: str, run_id: str) -> list[SecondReward]:
+        """Return the rewards of a run's rollouts that are known of two judges."""
         c = second_verdicts.c
-        query = sa.select(
-            c.assignment_id,
-            c.rollout_id,
-            c.judge,
-            c.step,
-            c.first_reward,
-            c.first_verdicts,
-            c.reward,
-            c.verdicts,
-        ).where(c.team == team, c.run_id == run_id)
+        query = sa.select(c.assignment_id, c.step, c.first_reward, c.reward).where(
+            c.team == team,
+            c.run_id == run_id,
+            c.step.is_not(None),
+            c.first_reward.is_not(None),
+            c.reward.is_not(None),
+        )
         async with self._db.reading(team_scope(team)) as connection:
-            return [SecondVerdicts(*row) for row in await connection.execute(query)]
+            return [SecondReward(*row) for row in await connection.execute(query)]
 
     async def save_second(self, team: str, run_id: str | None, rows: Rows) -> None:
         """Store what a second judge said: rows of `second_verdicts` without team and run."""
@@ -397,6 +457,13 @@ class RunStore:
             run_id: RunCost(to_usd(nano[run_id]), saved[run_id], calls[run_id])
             for run_id in run_ids
         }
+
+
+def _block_of(step: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """Return the first step of the block that a step is in; see `run_history.block_of`."""
+    # Not a parameter: PostgreSQL must see that it selects and groups by the same expression.
+    size = sa.literal_column(str(BLOCK_STEPS), sa.Integer)
+    return step // size * size
 
 
 def _repeat_id(verdict_key: str) -> str:

@@ -143,6 +143,13 @@ rubrics = sa.Table(
     sa.Index(None, "team", "created_at", "id"),
     sa.Index(None, "prompt_key"),
     sa.Index(None, "parent_id"),
+    sa.Index(
+        "ix_rubrics_organisation",
+        "created_at",
+        "id",
+        postgresql_where=sa.text("visibility = 'organisation'"),
+        sqlite_where=sa.text("visibility = 'organisation'"),
+    ),
 )
 """``offered_at``: when it last became visible to the organisation or was unretired; null: never.
 ``metadata``: open JSON of the rubric; that of a criterion is in ``criteria``.
@@ -326,6 +333,26 @@ past_groups = sa.Table(
     sa.Index(None, "rubric_id"),
 )
 """What is left of pruned assignments of runs: figures, no texts."""
+
+run_blocks = sa.Table(
+    "run_blocks",
+    metadata,
+    sa.Column("team", sa.String(64), primary_key=True),
+    sa.Column("run_id", sa.String(200), primary_key=True),
+    sa.Column("first_step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("groups", sa.Integer, nullable=False),
+    sa.Column("pruned", sa.Integer, nullable=False),
+    sa.Column("scored_at", sa.Double),
+    sa.Column("figures", sa.LargeBinary, nullable=False),
+    sa.Column("details", sa.LargeBinary, nullable=False),
+)
+"""The figures of some steps of a run, added up: `domain.run_history.Block`.
+
+Made from the groups when they are read, and read in their place while ``groups``, ``pruned`` and
+``scored_at`` are still those of the groups. ``version``: of the format of ``figures`` and
+``details``; blocks of another version are not read.
+"""
 
 second_verdicts = sa.Table(
     "second_verdicts",

@@ -17,6 +17,7 @@ ESTIMATE: dict[str, Any] = {
     "object": "replay.estimate",
     "run_id": "night-1",
     "groups": 4,
+    "sampled_groups": 4,
     "rollouts": 32,
     "cached_verdicts": 7,
     "calls": 1200,

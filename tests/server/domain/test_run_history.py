@@ -15,10 +15,13 @@ from markscheme_server.domain.group_figures import (
     load_figures,
 )
 from markscheme_server.domain.run_history import (
+    BLOCK_STEPS,
+    BlockMark,
     Counts,
     RunGroup,
     RunHistory,
-    SecondVerdicts,
+    SecondReward,
+    block_of,
     count_verdicts,
 )
 
@@ -61,10 +64,11 @@ def shown(history: RunHistory) -> Any:
     return {
         "steps": history.steps,
         "groups": sorted(history.groups),
-        "verdicts": {rubric: dict(each) for rubric, each in history.verdicts.items()},
+        "verdicts": history.verdicts(),
+        "recent": history.verdicts(20),
+        "counts": {rubric: dict(each) for rubric, each in history.counts.items()},
         "teachers": history.teacher_verdicts,
         "pruned": (history.pruned, history.pruned_until),
-        "scored_at": history.scored_at,
         "seconds": history.seconds_per_step,
     }
 
@@ -151,7 +155,7 @@ def test_verdicts_are_counted_by_criterion() -> None:
 def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
     rng, groups = random.Random(seed), run(seed)
     second = [
-        SecondVerdicts(g.id, "r0", "other", g.step, 0.5, "101", rng.choice([None, 0.25]), "100")
+        SecondReward(g.id, g.step, 0.5, rng.choice([0.25, 1.0]))
         for g in groups
         if rng.random() < 0.3
     ]
@@ -166,3 +170,34 @@ def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
     assert shown(before) == shown(
         RunHistory(groups[:-8], second[:-2], dict(list(metrics.items())[:5]))
     ), "it stays as it was"
+
+
+def marks(groups: list[RunGroup]) -> dict[int, BlockMark]:
+    return {block_of(each.step): BlockMark(1, 0, each.step) for each in groups}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_history_of_stored_blocks_is_that_of_their_groups(seed: int) -> None:
+    rng, groups = random.Random(seed), run(seed, steps=3 * BLOCK_STEPS)
+    second = [SecondReward(g.id, g.step, 0.5, rng.random()) for g in groups[::3]]
+    metrics = {g.step: {"loss": rng.random(), "kl": None} for g in groups}
+    every = RunHistory(groups, second, metrics)
+    blocks = every.blocks(marks(groups))
+    assert [block.first for block in blocks] == [0, BLOCK_STEPS, 2 * BLOCK_STEPS]
+    assert [block.mark for block in blocks] == list(marks(groups).values())
+    assert shown(RunHistory([], second, metrics, blocks=blocks)) == shown(every)
+    # The second block is read from its groups, and the third with the figures of another time.
+    rest = [each for each in groups if block_of(each.step) == BLOCK_STEPS]
+    earlier = RunHistory(groups[:-9], second[:5], {})
+    mixed = RunHistory(rest, second, metrics, earlier, [blocks[0], blocks[2]])
+    assert shown(mixed) == shown(every)
+
+
+def test_a_block_holds_rewards_to_the_last_bit() -> None:
+    rewards = [0.1 + 0.2, 1 / 3, None, 5e-324]
+    figures = GroupFigures(1e9 + 1 / 3, rewards, [1, 2, 3, 4], 0, ["timeout"])
+    before = RunHistory([RunGroup("g", 7, "r", None, False, figures)])
+    (block,) = before.blocks({0: BlockMark(1, 0, 1.0)})
+    after = RunHistory([], blocks=[block])
+    assert after.steps[7].rewards == [0.1 + 0.2, 1 / 3, 5e-324]
+    assert after.groups == before.groups

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from markscheme import schema
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
+from markscheme_server.domain.run_history import BLOCK_STEPS, RunGroup
 from markscheme_server.scoring import runs
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.run_groups import RunGroupService
@@ -129,6 +131,54 @@ async def test_figures_are_new_with_each_group(store: Store) -> None:
     # The first step is sent again.
     await score(store, rubric, 0, [("red", "11", 1.0), ("a b", "10", 0.5)])
     assert (await reader.runs.steps(RED, "run")).data[0].reward == 0.75
+
+
+async def test_another_process_reads_finished_steps_as_they_are_stored(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in (0, BLOCK_STEPS, 2 * BLOCK_STEPS):
+        await score(store, rubric, step, [("red", "11", 1.0), ("a b", "0?", None)])
+    first = await answers(reader)
+    read: list[set[int]] = []
+    groups = store.runs.groups
+
+    async def noted(team: str, run_id: str, firsts: set[int]) -> list[RunGroup]:
+        read.append(firsts)
+        return await groups(team, run_id, firsts)
+
+    monkeypatch.setattr(store.runs, "groups", noted)
+    assert await answers(Reader(store)) == first
+    # A step is sent again: what is stored of its block counts no more.
+    await score(store, rubric, 0, [("red", "11", 1.0), ("a b", "10", 0.5)])
+    changed = await answers(Reader(store))
+    assert isinstance(changed[1], schema.StepList)
+    assert changed[1].data[0].reward == 0.75
+    assert await answers(Reader(store)) == changed
+    assert await answers(reader) == changed
+    await prune(store)
+    pruned = await answers(Reader(store))
+    assert await answers(Reader(store)) == pruned
+    assert await answers(reader) == pruned
+    listed = await Reader(store).groups.groups(RED, "run", schema.GroupFilter())
+    assert (pruned[1:], listed.data) == (changed[1:], [])
+    last = 2 * BLOCK_STEPS
+    every = {0, BLOCK_STEPS, last}
+    assert read == [{last}, {0, last}, {last}, set(), every, {last}, {last}, {last}]
+
+
+async def test_a_run_is_read_though_its_blocks_cannot_be_stored(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric = await make_rubric(store)
+    for step in (0, BLOCK_STEPS):
+        await score(store, rubric, step, [("red", "11", 1.0)])
+
+    async def full(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("disk full"))
+
+    monkeypatch.setattr(store.runs, "save_blocks", full)
+    assert (await Reader(store).runs.run(RED, "run")).groups == 2
 
 
 async def test_a_second_judge_is_shown_beside_the_first(store: Store) -> None:

@@ -24,6 +24,7 @@ from markscheme_server.store.tables import (
     repeat_verdicts,
     replay_groups,
     replays,
+    run_blocks,
     run_records,
     second_verdicts,
 )
@@ -108,6 +109,11 @@ def run_rows(team: str, rubric_id: str) -> list[sa.Insert]:
     said = own | {"judge": word(team), "created_at": now()}
     return [
         run_records.insert().values(own | {"step": 0, "metrics": "{}"}),
+        run_blocks.insert().values(
+            own
+            | {"first_step": 0, "version": 1, "groups": 1, "pruned": 0}
+            | {"figures": word(team).encode(), "details": b""}
+        ),
         past_groups.insert().values(
             own | {"id": f"past {word(team)}", "step": 0, "rubric_id": rubric_id, "figures": "{}"}
         ),

@@ -92,7 +92,7 @@ class StepFigures:
     @property
     def unknown(self) -> int:
         """Rollouts without a known reward."""
-        return sum(self.reasons.values())
+        return sum(self.reasons.values()) if self.reasons else 0  # asked for thousands of times
 
 
 class CriterionStep(NamedTuple):
@@ -111,7 +111,8 @@ class CriterionFigures:
         key: The criterion's key.
         text: Its text.
         points: Its points.
-        steps: The steps in which it was judged.
+        steps: The steps in which it was judged: the fields of `CriterionStep`, as tuples, because
+            a run has thousands.
         teacher_met: How many of `teacher_judged` teacher responses of the run met it.
         teacher_judged: Teacher responses with a known verdict.
         reasked: Verdicts of the run that a judge was asked for again.
@@ -121,7 +122,7 @@ class CriterionFigures:
     key: str
     text: str
     points: float
-    steps: Sequence[CriterionStep] = ()
+    steps: Sequence[tuple[int, int, int]] = ()
     teacher_met: int = 0
     teacher_judged: int = 0
     reasked: int = 0

@@ -123,7 +123,8 @@ class _Report:
         A criterion that was not judged for two windows is of a rubric that the run no longer uses.
         """
         for criterion in sorted(self._run.criteria, key=lambda each: each.key):
-            series = Series.of([(s.step, (s.judged, s.met)) for s in criterion.steps], mean)
+            rows = [(step, (judged, met)) for step, met, judged in criterion.steps]
+            series = Series.of(rows, mean)
             if not series.steps or series.steps[-1] < self._recent_step:
                 continue
             yield from self._inverted(criterion, series)
