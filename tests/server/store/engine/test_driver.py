@@ -1,7 +1,7 @@
 """Statements that run through PostgreSQL's driver behave as those of SQLAlchemy's connections."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,10 +24,14 @@ TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PID = sa.select(sa.func.pg_backend_pid())
 
 
+@pytest.fixture(scope="module")
+def url(new_postgres: Callable[[], str]) -> str:
+    return Settings(_env_file=None, database_url=new_postgres()).sqlalchemy_url  # type: ignore[call-arg]
+
+
 @pytest.fixture
-async def database(new_postgres: Any) -> AsyncIterator[Database]:
-    settings = Settings(_env_file=None, database_url=new_postgres())  # type: ignore[call-arg]
-    made = Database(create_engine(settings.sqlalchemy_url))
+async def database(url: str) -> AsyncIterator[Database]:
+    made = Database(create_engine(url))
     yield made
     await made.close()
 
@@ -104,7 +108,7 @@ async def test_a_cancelled_statement_leaves_no_transaction_behind(database: Data
     sleeping = sleeping.where(
         sa.column("query").like("SELECT pg_sleep%"), sa.column("pid") != sa.func.pg_backend_pid()
     )
-    while (await database.read(NO_TEAM, sleeping, {}))[0][0] == 0:
+    while (await database.read(NO_TEAM, sleeping, {}))[0][0] == 0:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     slow.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -114,17 +118,17 @@ async def test_a_cancelled_statement_leaves_no_transaction_behind(database: Data
 
 
 async def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used(
-    database: Database,
+    database: Database, url: str
 ) -> None:
     raw = await database.engine.raw_connection()
     driver: Any = raw.driver_connection
     raw.close()
     pid = driver.get_server_pid()
-    other = Database(create_engine(str(database.engine.url.render_as_string(hide_password=False))))
+    other = Database(create_engine(url))
     end = sa.select(sa.func.pg_terminate_backend(sa.bindparam("pid", type_=sa.Integer)))
     await other.read(NO_TEAM, end, {"pid": pid})
     await other.close()
-    while not driver.is_closed():
+    while not driver.is_closed():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert (await database.read(NO_TEAM, PID, {}))[0][0] != pid
 
