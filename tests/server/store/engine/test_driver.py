@@ -83,18 +83,14 @@ async def test_errors_have_the_same_causes(database: Database) -> None:
 
 
 async def test_what_failed_is_rolled_back_and_the_connection_serves_on(database: Database) -> None:
-    async with database.writing(ALL_TEAMS) as connection:
-        await connection.execute(sa.text("CREATE TABLE claims (key text PRIMARY KEY)"))
-    key = sa.bindparam("key", type_=sa.String)
-    insert = sa.insert(sa.table("claims", sa.column("key"))).values(key=key)
-    batch = database.combine(insert.returning(sa.literal_column("key")))
-    taken = database.combine(insert.returning(sa.literal_column("1")))
-    await database.write(NO_TEAM, batch, {"key": "a"})
+    key = sa.bindparam("id", type_=sa.String)
+    insert = sa.insert(claims).values(key=key, owner="o", fence=1, expires_at=0.0)
+    batch = database.combine(insert.returning(claims.c.key))
+    assert await database.write(NO_TEAM, batch, {"id": "a"}) == [("a",)]
     (pid,) = await database.read(NO_TEAM, PID, {})
     with pytest.raises(sa.exc.IntegrityError):
-        await database.write(NO_TEAM, taken, {"key": "a"}, first=[(insert, {"key": "b"})])
-    count = sa.select(sa.func.count()).select_from(claims)
-    assert [tuple(row) for row in await database.read(NO_TEAM, count, {})] == [(1,)]
+        await database.write(NO_TEAM, batch, {"id": "a"}, first=[(insert, {"id": "b"})])
+    assert await database.read(NO_TEAM, sa.select(claims.c.key), {}) == [("a",)]
     assert await database.read(NO_TEAM, PID, {}) == [pid]
 
 
