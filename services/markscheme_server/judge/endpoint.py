@@ -103,8 +103,8 @@ class Endpoint:
             raise APIConnectionError(request=request) from error
 
     async def remember(self, request: httpx2.Request) -> None:
-        """Keep the first request. A hook of `http`."""
-        if self._sent is None:
+        """Keep the first completion's request. A hook of `http`."""
+        if self._sent is None and request.method == "POST":
             self._sent = request
 
     @property
