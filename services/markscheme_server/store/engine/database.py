@@ -300,6 +300,7 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
         self._insert_new: dict[sa.Table, Any] = {}
         self._driver_statements: WeakKeyDictionary[Any, driver.DriverStatement] = (
             WeakKeyDictionary()
@@ -558,10 +559,6 @@ class Database:
             if words
             else sa.false()
         )
-
-    @property
-    def _is_sqlite(self) -> bool:
-        return self.engine.dialect.name == "sqlite"
 
     @property
     def clock(self) -> sa.ColumnElement[float]:
