@@ -1,6 +1,6 @@
 """One URL of a judge: its client and connection pool, its breaker, and what it is known to take."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,8 +46,8 @@ class Endpoint:
     """The endpoint asked for no calls before this time."""
     http: httpx2.AsyncClient | None = None
     """What `client` sends with."""
-    _sent: httpx2.Request | None = None
-    """The first request, as the SDK made it."""
+    _template: tuple[httpx2.URL, Sequence[tuple[bytes, bytes]], dict[str, Any]] | None = None
+    """URL, headers and extensions of the SDK's first request for a completion."""
     _logged: dict[RefusalKind, tuple[float, int]] = field(default_factory=dict)
 
     def log_refusal(self, judge: str, refusal: Refusal, now: float) -> None:
@@ -75,7 +75,7 @@ class Endpoint:
         `openai.APIConnectionError` and what the hook `cap_reply` raises.
         """
         content = to_json(body)
-        if self.http is None or self._sent is None:
+        if self.http is None or self._template is None:
             try:
                 return await self.client.post(
                     "/chat/completions",
@@ -87,13 +87,9 @@ class Endpoint:
                 return error.response
         # Only the body differs from request to request. The SDK took 13 % of all computing for a
         # scoring request to make the rest anew; sending took a quarter of that.
-        first = self._sent
+        url, headers_sent, extensions = self._template
         request = httpx2.Request(
-            "POST",
-            first.url,
-            headers=[each for each in first.headers.raw if each[0].lower() != b"content-length"],
-            content=content,
-            extensions=dict(first.extensions),
+            "POST", url, headers=headers_sent, content=content, extensions=dict(extensions)
         )
         try:
             return await self.http.send(request)
@@ -103,9 +99,10 @@ class Endpoint:
             raise APIConnectionError(request=request) from error
 
     async def remember(self, request: httpx2.Request) -> None:
-        """Keep the first completion's request. A hook of `http`."""
-        if self._sent is None and request.method == "POST":
-            self._sent = request
+        """Keep the first completion's request, without its body. A hook of `http`."""
+        if self._template is None and request.method == "POST":
+            kept = [each for each in request.headers.raw if each[0].lower() != b"content-length"]
+            self._template = request.url, kept, request.extensions
 
     @property
     def not_before(self) -> float:
