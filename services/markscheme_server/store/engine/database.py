@@ -359,8 +359,8 @@ class Database:
     ) -> Sequence[Any]:
         """Return the rows of one statement, as tuples, read in a transaction of its own.
 
-        Takes a fifth of the computing of `reading` on PostgreSQL, if the statement was built once
-        and is kept.
+        Takes half of the computing of `reading` on PostgreSQL, if the statement was built once and
+        is kept.
         """
         if not self._is_sqlite:
             with _driver_errors_as_sqlalchemys():
