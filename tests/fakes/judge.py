@@ -89,6 +89,7 @@ class ScriptedJudge:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         """What each request said in ``Authorization``."""
+        self.headers: list[dict[str, str]] = []
         self.states_usage = True
         self.models: list[str] = []
         """What ``GET /models`` lists; an endpoint without any answers 404."""
@@ -120,6 +121,7 @@ class ScriptedJudge:
                 with judge._lock:
                     judge.requests.append(request)
                     judge.keys.append(self.headers["authorization"])
+                    judge.headers.append({k.lower(): v for k, v in self.headers.items()})
                     number = len(judge.requests)
                 self._answer(judge.script(request, number), request)
 

@@ -34,6 +34,7 @@ class FairQueue:
         self._numbers = itertools.count(1)
         self._waiters: dict[str, _Waiters] = {}
         self._waiting = 0
+        self._total = 0
         self._used: Counter[str] = Counter()
         # When a team was last served, or arrived; only for teams that hold or want slots.
         self._last_served: dict[str, int] = {}
@@ -46,7 +47,7 @@ class FairQueue:
     @property
     def used(self) -> int:
         """The number of slots in use."""
-        return self._used.total()
+        return self._total
 
     @property
     def waiting(self) -> int:
@@ -88,6 +89,7 @@ class FairQueue:
 
     def release(self, team: str) -> None:
         """Give back a slot of the team."""
+        self._total -= 1
         self._used[team] -= 1
         if not self._used[team]:
             del self._used[team]
@@ -100,6 +102,7 @@ class FairQueue:
         while self.used < self._size and (team := self._next_team()) is not None:
             slot = heapq.heappop(self._waiters[team])[2]
             self._waiting -= 1
+            self._total += 1
             self._used[team] += 1
             self._last_served[team] = next(self._numbers)
             slot.set_result(None)

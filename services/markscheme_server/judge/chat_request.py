@@ -119,9 +119,6 @@ class ChatSender:
         )
 
     async def _post(self, endpoint: Endpoint, body: dict[str, Any]) -> Any:
-        # Not chat.completions.create: it walks all parameters and builds models of the reply, which
-        # takes longer than all that we do for a call. Not cast_to=object either: it decodes what
-        # may not be JSON.
         sent = [name for name in body if name not in ("model", "messages", "response_format")]
         self.length = body.get(endpoint.capabilities.length_name)
         # Reserved again, for the length that this endpoint is really asked for.
@@ -129,22 +126,15 @@ class ChatSender:
         await self._spending.reserve_budget(self._prompt_bytes, max_tokens)
         cost = self._spending.begin(self._prompt_bytes, max_tokens)
         try:
-            response: httpx2.Response = await endpoint.client.post(
-                "/chat/completions",
-                cast_to=httpx2.Response,
-                body=body,
-                options={"headers": self._settings.extra_headers}
-                if self._settings.extra_headers
-                else {},
-            )
-        except openai.APIStatusError as error:
-            content = _error_body(error.response)
-            refusal = of_response(error.status_code, content, sent, self._request.material)
-            cost.on_refusal(refusal, content)
-            raise Refused(refusal, error.response.headers) from error
+            response = await endpoint.post(body, self._settings.extra_headers)
         except openai.APIConnectionError as error:
             cost.on_disconnect(error)
             raise
+        if not response.is_success:
+            content = _error_body(response)
+            refusal = of_response(response.status_code, content, sent, self._request.material)
+            cost.on_refusal(refusal, content)
+            raise Refused(refusal, response.headers)
         # If this raises, the request stays recorded at its maximum cost.
         completion = replies.decode(response.content)
         embedded = of_completion(completion, sent, self._request.material)

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import openai
@@ -135,12 +136,12 @@ class OpenAIJudge:
         """How much of a response it is shown, in tokens."""
         return self._settings.max_response_tokens
 
-    @property
+    @cached_property
     def rubricator_identity(self) -> str:
         """Model, revision, sampling and template that induce."""
         return self._identity(prompts.RUBRICATOR_VERSION, "rubricator")
 
-    @property
+    @cached_property
     def verifier_identity(self) -> str:
         """Model, revision, sampling and template that verify, with the options in use."""
         s = self._settings

@@ -246,16 +246,17 @@ class AssignmentStore:
         for group in groups:
             by_step[group.team, group.run_id, group.step].append(group)
         found: dict[GroupRef, Assignment] = {}
-        async with self._db.reading(team_scope(*(group.team for group in groups))) as connection:
-            for (team, run_id, step), of_step in by_step.items():
-                parameters = {
-                    "team": team,
-                    "run": run_id,
-                    "step": step,
-                    "keys": self._db.keys(group.group_id for group in of_step),
-                }
-                for group_id, key, *columns in await connection.execute(self._select, parameters):
-                    found[GroupRef(team, run_id, step, group_id, key)] = Assignment(*columns)
+        for (team, run_id, step), of_step in by_step.items():
+            parameters = {
+                "team": team,
+                "run": run_id,
+                "step": step,
+                "keys": self._db.keys(group.group_id for group in of_step),
+            }
+            for group_id, key, *columns in await self._db.read(
+                team_scope(team), self._select, parameters
+            ):
+                found[GroupRef(team, run_id, step, group_id, key)] = Assignment(*columns)
         return [found.get(group) for group in groups]
 
     async def _assign(self, news: Sequence[_NewAssignment]) -> list[Assignment]:

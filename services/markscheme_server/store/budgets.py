@@ -190,24 +190,26 @@ class BudgetStore:
 
     async def _find(self, wanted: Sequence[str]) -> list[list[Budget]]:
         keys = {"keys": self._db.keys(wanted)}
+        scope = team_scope(*wanted)
+        if not await self._db.read(scope, self._select_budgets, keys):
+            return [[] for _ in wanted]  # most teams have no budget
         settled_holds = (
             sa.select(holds.c.team, holds.c.run_id, sa.func.sum(holds.c.usd))
             .where(self._db.in_keys(holds.c.team, "keys"), holds.c.settled)
             .group_by(holds.c.team, holds.c.run_id)
         )
         found: dict[str, list[Budget]] = defaultdict(list)
-        async with self._db.reading(team_scope(*wanted)) as connection:
+        async with self._db.reading(scope) as connection:
             rows = [
                 dict(row)
                 for row in (await connection.execute(self._select_budgets, keys)).mappings()
             ]
-            if rows:  # most teams have no budget
-                now = await self._now(connection)
-                settled = (await connection.execute(settled_holds, keys)).all()
-                for row in rows:
-                    # A read takes no lock, so it adds what is settled without storing the sum.
-                    current = await self._current(connection, row, settled, now)
-                    found[row["team"]].append(_budget(current))
+            now = await self._now(connection)
+            settled = (await connection.execute(settled_holds, keys)).all()
+            for row in rows:
+                # A read takes no lock, so it adds what is settled without storing the sum.
+                current = await self._current(connection, row, settled, now)
+                found[row["team"]].append(_budget(current))
         return [found[team] for team in wanted]
 
     async def _hold(self, requests: Sequence[HoldRequest]) -> list[HoldResult]:

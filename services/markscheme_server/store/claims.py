@@ -70,16 +70,18 @@ class ClaimStore:
                 db.key_rows("keys"), sa.literal(self._owner), sa.literal(1), expires_at
             ).where(sa.true()),
         )
-        self._insert = new.on_conflict_do_update(
-            # Only an expired claim is taken over; the higher fence shuts its last owner out.
-            index_elements=[c.key],
-            where=c.expires_at < db.clock,
-            set_={
-                "owner": new.excluded.owner,
-                "fence": c.fence + 1,
-                "expires_at": new.excluded.expires_at,
-            },
-        ).returning(c.key, c.fence)
+        self._insert = db.combine(
+            new.on_conflict_do_update(
+                # Only an expired claim is taken over; the higher fence shuts its last owner out.
+                index_elements=[c.key],
+                where=c.expires_at < db.clock,
+                set_={
+                    "owner": new.excluded.owner,
+                    "fence": c.fence + 1,
+                    "expires_at": new.excluded.expires_at,
+                },
+            ).returning(c.key, c.fence)
+        )
         # Locked in this order too: an update takes the rows in whichever order it finds them.
         locked = sa.select(c.key).where(ours).order_by(c.key).with_for_update().correlate(None)
         self._update = sa.update(claims).where(c.key.in_(locked)).values(expires_at=expires_at)
@@ -194,9 +196,8 @@ class ClaimStore:
             await asyncio.gather(self._renewing, return_exceptions=True)
 
     async def _acquire(self, keys: Sequence[str]) -> list[int | None]:
-        async with self._db.writing(NO_TEAM) as connection:
-            rows = await connection.execute(self._insert, {"keys": self._db.keys(keys)})
-            acquired = {key: fence for key, fence in rows}  # noqa: C416
+        rows = await self._db.write(NO_TEAM, self._insert, {"keys": self._db.keys(keys)})
+        acquired = {key: fence for key, fence in rows}  # noqa: C416
         self._fences |= acquired
         if acquired and (self._renewing is None or self._renewing.done()):
             self._renewing = asyncio.ensure_future(self._renew())
@@ -217,9 +218,8 @@ class ClaimStore:
                 log.warning("claims_not_renewed", error=type(error).__name__)
 
     async def _is_held(self, keys: Sequence[str]) -> list[bool]:
-        async with self._db.reading(NO_TEAM) as connection:
-            rows = await connection.execute(self._select_held, {"keys": self._db.keys(keys)})
-            held = set(rows.scalars())
+        rows = await self._db.read(NO_TEAM, self._select_held, {"keys": self._db.keys(keys)})
+        held = {key for (key,) in rows}
         return [key in held for key in keys]
 
     async def _drop(self, dropped: Sequence[Claim]) -> list[None]:

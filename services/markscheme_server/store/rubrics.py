@@ -353,11 +353,14 @@ class RubricStore:
         bound = self._db.pack(
             [dict(zip(names, query, strict=True)) for query in dict.fromkeys(queries)]
         )
-        async with self._db.reading(
-            team_scope(*(str(query[0]) for query in queries))
-        ) as connection:
-            rows = (await connection.execute(select, {"queries": bound})).mappings()
-            found = {tuple(row[name] for name in names): _rubric(dict(row)) for row in rows}
+        rows = await self._db.read(
+            team_scope(*(str(query[0]) for query in queries)), select, {"queries": bound}
+        )
+        columns = select.selected_columns.keys()
+        found = {}
+        for values in rows:
+            row = dict(zip(columns, values, strict=True))
+            found[tuple(row[name] for name in names)] = _rubric(row)
         return [found.get(query) for query in queries]
 
     async def shared_with(self, team: str, rubric_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -123,7 +123,7 @@ class TeacherBank:
                     "teacher_responses": self._db.pack([new[key] for key in sorted(new)]),
                 },
             )
-            added = {(row.team, row.prompt_key, row.text_key) for row in rows}
+            added = {(team, prompt, text) for team, prompt, text in rows}
             # Only after the commit: what a failed transaction did not store must be sent again.
             self._saved.update(dict.fromkeys(new))
             while len(self._saved) > MAX_REMEMBERED:

@@ -269,8 +269,7 @@ class TeamStore:
     async def _read_defaults(
         self, batch: Sequence[None]
     ) -> list[tuple[bool, int | None, ReuseScope | None]]:
-        async with self._db.reading(NO_TEAM) as connection:
-            any_key, rpm, reuse_scope = (await connection.execute(_DEFAULTS)).one()
+        ((any_key, rpm, reuse_scope),) = await self._db.read(NO_TEAM, _DEFAULTS, {})
         return [(bool(any_key), rpm, reuse_scope)] * len(batch)
 
 

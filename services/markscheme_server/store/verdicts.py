@@ -99,12 +99,13 @@ class VerdictStore:
 
     async def _find(self, queries: Sequence[tuple[str, tuple[str, ...]]]) -> list[Decisions]:
         keys = self._db.keys(key for _, keys in queries for key in keys)
-        async with self._db.reading(team_scope(*(team for team, _ in queries))) as connection:
-            rows = await connection.execute(self._select, {"keys": keys})
-            found = {
-                key: (team, StoredDecision(met, evidence, cost_usd, rationale))
-                for key, team, met, evidence, cost_usd, rationale in rows
-            }
+        rows = await self._db.read(
+            team_scope(*(team for team, _ in queries)), self._select, {"keys": keys}
+        )
+        found = {
+            key: (team, StoredDecision(met, evidence, cost_usd, rationale))
+            for key, team, met, evidence, cost_usd, rationale in rows
+        }
         return [
             # The query served several teams: each gets its own rows only.
             {key: found[key][1] for key in keys if key in found and found[key][0] == team}

@@ -89,6 +89,20 @@ def test_what_the_operator_sets_is_what_is_sent(
     assert request["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+def test_each_request_has_the_headers_of_the_first_and_a_body_of_its_own(
+    connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
+    client = connect(judge_extra_headers={"X-Tenant": "red"})
+    for text in ("Blue.", "Red, because of the sunset — écarlate."):
+        client.score([asked(client, text)])
+    first, second = (dict(headers) for headers in judge.headers)
+    assert int(first.pop("content-length")) < int(second.pop("content-length"))
+    assert first == second
+    assert first["authorization"].startswith("Bearer ")
+    assert first["x-tenant"] == "red"
+    assert "écarlate" in judge.requests[1]["messages"][0]["content"]
+
+
 @pytest.mark.parametrize(
     "name", ["messages", "model", "stream", "max_tokens", "temperature", "response_format"]
 )
