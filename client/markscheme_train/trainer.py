@@ -10,6 +10,7 @@ log-probabilities come from one plain forward pass. The loss of method `grpo` is
 
 import logging
 import math
+import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +21,13 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from transformers import TrainerCallback, TrainerControl
+from transformers import TrainerCallback, TrainerControl, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from markscheme_train.checkpoints import SAVING, load_tensors, publish_dir
+from markscheme_train.checkpoints import SAVING, load_tensors, processes_of, publish_dir
 from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.completions import private_completions
 from markscheme_train.config import TrainConfig
@@ -97,6 +98,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     - ``evaluate``, ``_determine_best_metric``: called at the end of a step, in this order, before
       a checkpoint is written.
     - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
+    - ``_load_rng_state``: called with the checkpoint once the first rows were passed over.
     - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
       written below the one folder, its trainer state last, and read back at that moment.
 
@@ -591,6 +593,19 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
                 )
             teacher.restore(weights)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load a checkpoint's random number generators, if as many processes wrote it.
+
+        On another number of processes they start anew: each follows from the run's seed, the step
+        and the process, so that the checkpoint always goes on in the same way.
+        """
+        place = self.accelerator.process_index
+        if checkpoint is None or processes_of(Path(checkpoint)) == self.accelerator.num_processes:
+            super()._load_rng_state(checkpoint)
+        else:
+            step = self.state.global_step
+            set_seed(random.Random(f"{self.args.seed} {step} {place}").getrandbits(32))
+
     def _total(self, values: torch.Tensor) -> torch.Tensor:
         total: torch.Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
@@ -815,6 +830,13 @@ def is_zero3_run(args: TrainConfig) -> bool:
     """Return whether DeepSpeed's ZeRO 3 takes the weights apart."""
     plugin = args.deepspeed_plugin
     return plugin is not None and plugin.zero_stage == 3
+
+
+def sharding(args: TrainConfig) -> str:
+    """Return what has taken the weights or the optimiser apart, in words."""
+    if args.deepspeed_plugin is not None:
+        return f"sharded by ZeRO {args.deepspeed_plugin.zero_stage}"
+    return "sharded by FSDP" if is_fsdp(args) else "whole"
 
 
 def check_shards(trainer: GRPOTrainer) -> None:

@@ -32,9 +32,19 @@ from markscheme.integrations.processes import current_process_group
 from markscheme.integrations.trl import Unscored
 from markscheme.thinking import opens_thought
 from markscheme.vocabulary import TRANSIENT_REASONS, Thinking, describe_reasons
-from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
+from markscheme_train.checkpoints import (
+    RngState,
+    best_checkpoint,
+    last_checkpoint,
+    processes_of,
+    step_of,
+)
 from markscheme_train.config import TrainConfig
-from markscheme_train.config_checks import check_installed, small_step_warning
+from markscheme_train.config_checks import (
+    check_installed,
+    optimiser_steps,
+    small_step_warning,
+)
 from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
     SETTING_ERRORS,
@@ -58,7 +68,7 @@ from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
 from markscheme_train.self_teacher import local_part
 from markscheme_train.step_log import EvaluationRecord, StepRecord, StepRecorder
-from markscheme_train.trainer import MarkschemeTrainer
+from markscheme_train.trainer import MarkschemeTrainer, sharding
 from markscheme_train.zero import whole_weights
 
 RUN_ID_FILE = "run_id"
@@ -73,6 +83,9 @@ CHANGEABLE_ON_RESUME = (
     "max_unscored",
     "on_collapse",
     "data",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
     "max_steps",
     "num_train_epochs",
     "resume_from_checkpoint",
@@ -177,6 +190,8 @@ def train(
         read_examples(config.eval_data, config.columns, on_warning) if config.eval_data else []
     )
     resume = check_resume_config(config, output, resume=resume)
+    if resume and checkpoint is not None:
+        check_processes(config, checkpoint, on_warning)
     model, tokenizer = load_model(config)
     run_id = resolve_run_id(config, output, resume=resume)
     make_reward = partial(
@@ -500,11 +515,36 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
     return False
 
 
+def check_processes(
+    config: TrainConfig, checkpoint: Path, on_warning: Callable[[str], None]
+) -> None:
+    """Warn that a run goes on with another number of processes than wrote its checkpoint.
+
+    Raises `ConfigError` with DeepSpeed, which cannot load it.
+    """
+    before, now = processes_of(checkpoint), config.world_size
+    if before == now:
+        return
+    if config.deepspeed_plugin is not None:
+        raise ConfigError(
+            f"{checkpoint} was written by {before} processes and there are {now}: a checkpoint of "
+            "DeepSpeed can only be loaded by as many as wrote it"
+        )
+    if config.process_index == 0:
+        on_warning(
+            f"{checkpoint.name} was written by {before} processes and there are {now}: weights, "
+            "optimiser, self-teacher and the order of the prompts go on as they were, but the "
+            "random numbers start anew, so the rollouts are others than on "
+            f"{before} processes"
+        )
+
+
 def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     """Return what the outcome of a run follows from, as JSON.
 
-    These are the settings that may not change on resume, the data and the number of processes; the
-    length of the run only where the learning rate or the self-teacher's rate depends on it.
+    These are the settings that may not change on resume, the data, and whether the weights are in
+    shards; the length of the run only where the learning rate or the self-teacher's rate depends on
+    it. Of a batch only its size and its number of steps count, not how processes divide it.
     """
     decisive = {
         name: value
@@ -518,7 +558,8 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     decisive |= {
         "data": open_source(config.data).fingerprint(),
-        "processes": config.world_size,
+        "rollouts_per_step": config.generation_batch_size // optimiser_steps(config),
+        "weights": sharding(config),
     }
     if config.eval_data:
         decisive |= {"eval_data": open_source(config.eval_data).fingerprint()}
