@@ -40,11 +40,7 @@ from markscheme_train.checkpoints import (
     step_of,
 )
 from markscheme_train.config import TrainConfig
-from markscheme_train.config_checks import (
-    check_installed,
-    optimiser_steps,
-    small_step_warning,
-)
+from markscheme_train.config_checks import check_installed, small_step_warning
 from markscheme_train.data import Example, as_dataset, read_examples, within_length
 from markscheme_train.errors import (
     SETTING_ERRORS,
@@ -558,7 +554,9 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         decisive |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     decisive |= {
         "data": open_source(config.data).fingerprint(),
-        "rollouts_per_step": config.generation_batch_size // optimiser_steps(config),
+        "rollouts_per_step": config.per_device_train_batch_size
+        * config.gradient_accumulation_steps
+        * config.world_size,
         "weights": sharding(config),
     }
     if config.eval_data:
