@@ -32,6 +32,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
+def processes_of(checkpoint: Path) -> int:
+    """Return how many processes wrote a checkpoint: each wrote its random number generators."""
+    return len([*checkpoint.glob("rng_state*.pth")])
+
+
 def best_checkpoint(output: str | Path, step: int | None) -> str | None:
     """Return the checkpoint of the best evaluation's step, or `None` if there is none."""
     folder = Path(output) / f"{PREFIX_CHECKPOINT_DIR}-{step}"

@@ -16,12 +16,16 @@ import torch
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import pad
 
+from markscheme.integrations.processes import current_process_group
 from markscheme_train.checkpoints import load_tensors
 from markscheme_train.config_checks import optimiser_steps
 from markscheme_train.early_scoring import sent_columns
 
 if TYPE_CHECKING:
     from markscheme_train.trainer import MarkschemeTrainer
+
+FILE = "lagged_batch.pt"
+"""File of a checkpoint with the batch that is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +85,45 @@ class Lag:
         self.learnt = None
 
     def save(self, folder: Path) -> None:
-        """Write the batch that is held beside a checkpoint."""
-        if self._held is not None:
-            # Shallow: `asdict` would copy the rows.
-            held = {name: getattr(self._held, name) for name in LaggedBatch.__slots__}
-            torch.save(held, self._file(folder))
+        """Write the batch that all processes hold into one file of a checkpoint. A collective."""
+        held = self._held
+        if held is None:
+            return
+        lengths = map(len, held.generated[1])
+        # Clones, so that a row is not pickled with the memory of all; without padding, since other
+        # processes may divide the rows otherwise.
+        rows = [row[:size].cpu().clone() for row, size in zip(held.log_probs, lengths, strict=True)]
+        part = {"inputs": held.inputs, "generated": held.generated, "log_probs": rows}
+        parts = current_process_group().gather([part])
+        if self._trainer.args.should_save:
+            torch.save({"step": held.step, "parts": parts}, folder / FILE)
 
     def restore(self, folder: Path) -> None:
-        """Read the batch that a checkpoint holds; it is posted again, under the same ids."""
-        if self._file(folder).is_file():
-            held = load_tensors(self._file(folder), self._trainer.accelerator.device)
-            self._held, self._is_posted = LaggedBatch(**held), False
+        """Read this process's rows of a checkpoint's batch; they are posted again.
 
-    def _file(self, folder: Path) -> Path:
-        return folder / f"lagged_batch_{self._trainer.accelerator.process_index}.pt"
+        Groups and ids are those of the whole batch, so they stay the same on any number of
+        processes.
+        """
+        if not (folder / FILE).is_file():
+            return
+        trainer = self._trainer
+        saved = load_tensors(folder / FILE, trainer.accelerator.device)
+        whole = _joined(saved["parts"])
+        count = len(whole["inputs"]) // trainer.accelerator.num_processes
+        first = count * trainer.accelerator.process_index
+        own = _cut(whole, slice(first, first + count))
+        self._held = LaggedBatch(
+            own["inputs"],
+            own["generated"],
+            pad(
+                own["log_probs"],
+                padding_value=0,
+                padding_side="right",
+                pad_to_multiple_of=trainer.pad_to_multiple_of,
+            ),
+            saved["step"],
+        )
+        self._is_posted = False
 
     def _generate(self, inputs: list[Mapping[str, Any]]) -> LaggedBatch:
         trainer = self._trainer
@@ -154,3 +183,26 @@ class Lag:
             **sent_columns(batch.inputs, extra_fields),
         )
         self._is_posted = True
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return the rows of several processes as one: lists, also within mappings and tuples."""
+    first = parts[0]
+    if isinstance(first, list):
+        return [row for part in parts for row in part]
+    if isinstance(first, tuple):
+        return tuple(map(_joined, zip(*parts, strict=True)))
+    if isinstance(first, dict):
+        return {name: _joined([part[name] for part in parts]) for name in first}
+    return first
+
+
+def _cut(value: Any, rows: slice) -> Any:
+    """Return these rows of what `_joined` returns."""
+    if isinstance(value, list):
+        return value[rows]
+    if isinstance(value, tuple):
+        return tuple(_cut(part, rows) for part in value)
+    if isinstance(value, dict):
+        return {name: _cut(part, rows) for name, part in value.items()}
+    return value

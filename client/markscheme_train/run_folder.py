@@ -5,14 +5,16 @@ It holds the run's id at the service, and the settings that decide what the run 
 
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from markscheme.data import open_source
 from markscheme.integrations.processes import current_process_group
-from markscheme_train.checkpoints import last_checkpoint
+from markscheme_train.checkpoints import last_checkpoint, processes_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.errors import ConfigError
+from markscheme_train.sharding import weight_sharding
 
 RUN_ID_FILE = "run_id"
 SETTINGS_FILE = "settings.json"
@@ -25,6 +27,9 @@ CHANGEABLE_ON_RESUME = (
     "max_unscored",
     "on_collapse",
     "data",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
     "max_steps",
     "num_train_epochs",
     "resume_from_checkpoint",
@@ -139,11 +144,36 @@ def check_resume_config(config: TrainConfig, output: Path, *, resume: bool) -> b
     return False
 
 
+def check_processes(
+    config: TrainConfig, checkpoint: Path, on_warning: Callable[[str], None]
+) -> None:
+    """Warn that a run goes on with another number of processes than wrote its checkpoint.
+
+    Raises `ConfigError` with DeepSpeed, which cannot load it.
+    """
+    before, now = processes_of(checkpoint), config.world_size
+    if before == now:
+        return
+    if config.deepspeed_plugin is not None:
+        raise ConfigError(
+            f"{checkpoint} was written by {before} processes and there are {now}: a checkpoint of "
+            "DeepSpeed can only be loaded by as many as wrote it"
+        )
+    if config.process_index == 0:
+        on_warning(
+            f"{checkpoint.name} was written by {before} processes and there are {now}: weights, "
+            "optimiser, self-teacher and the order of the prompts go on as they were, but the "
+            "random numbers start anew, so the rollouts are others than on "
+            f"{before} processes"
+        )
+
+
 def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
     """Return what the outcome of a run follows from, as JSON.
 
-    These are the settings that may not change on resume, the data and the number of processes; the
-    length of the run only where the learning rate or the self-teacher's rate depends on it.
+    These are the settings that may not change on resume, the data, and how the weights are sharded;
+    the length of the run only where the learning rate or the self-teacher's rate depends on it. Of
+    a batch only its size and its number of steps count, not how processes divide it.
     """
     settings = {
         name: value
@@ -157,7 +187,10 @@ def config_fingerprint(config: TrainConfig) -> dict[str, Any]:
         settings |= {"max_steps": config.max_steps, "num_train_epochs": config.num_train_epochs}
     settings |= {
         "data": open_source(config.data).fingerprint(),
-        "processes": config.world_size,
+        "rollouts_per_step": config.per_device_train_batch_size
+        * config.gradient_accumulation_steps
+        * config.world_size,
+        "weights": weight_sharding(config),
     }
     if config.eval_data:
         settings |= {"eval_data": open_source(config.eval_data).fingerprint()}

@@ -30,6 +30,13 @@ def is_zero3_run(args: "TrainConfig") -> bool:
     return plugin is not None and plugin.zero_stage == 3
 
 
+def weight_sharding(args: "TrainConfig") -> str:
+    """Return what shards the weights or the optimiser, in words."""
+    if args.deepspeed_plugin is not None:
+        return f"sharded by ZeRO {args.deepspeed_plugin.zero_stage}"
+    return "sharded by FSDP" if is_fsdp_run(args) else "whole"
+
+
 def check_shards(trainer: "MarkschemeTrainer") -> None:
     """Raise `ConfigError` if the weights are in shards in a way that is not known here."""
     plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None

@@ -13,6 +13,7 @@ The loss of method `grpo` is TRL's, that of `sdpo` and `srpo` is `losses.srpo_lo
 """
 
 import logging
+import random
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial, update_wrapper
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerControl
+from transformers import TrainerControl, set_seed
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from markscheme_train.checkpoints import processes_of
 from markscheme_train.collapse_guard import CollapseGuard
 from markscheme_train.completions import keep_rollouts_out_of_the_log, private_completions
 from markscheme_train.config import TrainConfig
@@ -77,6 +79,7 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     - ``evaluate``, ``_determine_best_metric``: called at the end of a step, in this order, before
       a checkpoint is written.
     - ``_get_train_sampler``: its sampler shuffles by a generator of its own.
+    - ``_load_rng_state``: called with the checkpoint once the first rows were passed over.
     - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
       written below the one folder, its trainer state last, and read back at that moment.
 
@@ -466,3 +469,16 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._checkpoint.restore(Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load a checkpoint's random number generators, if as many processes wrote it.
+
+        On another number of processes they start anew: each follows from the run's seed, the step
+        and the process, so that the checkpoint always goes on in the same way.
+        """
+        place = self.accelerator.process_index
+        if checkpoint is None or processes_of(Path(checkpoint)) == self.accelerator.num_processes:
+            super()._load_rng_state(checkpoint)
+        else:
+            step = self.state.global_step
+            set_seed(random.Random(f"{self.args.seed} {step} {place}").getrandbits(32))

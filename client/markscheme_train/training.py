@@ -50,6 +50,7 @@ from markscheme_train.other_rewards import import_rewards
 from markscheme_train.reward import RubricReward, Scorer, is_outage
 from markscheme_train.run_folder import (
     check_one_folder,
+    check_processes,
     check_resume_config,
     has_run,
     resolve_run_id,
@@ -122,6 +123,8 @@ def train(
         read_examples(config.eval_data, config.columns, on_warning) if config.eval_data else []
     )
     resume = check_resume_config(config, output, resume=resume)
+    if resume and checkpoint is not None:
+        check_processes(config, checkpoint, on_warning)
     model, tokenizer = load_model(config)
     run_id = resolve_run_id(config, output, resume=resume)
     make_reward = partial(

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from markscheme.integrations.processes import current_process_group
+from markscheme_train import training
 from markscheme_train.config import build_config
 from markscheme_train.training import silence_libraries, train
+from train.recorded_run import Recorded
 from train.tiny import ScriptedClient
 
 
@@ -26,6 +28,8 @@ class EqualFor(ScriptedClient):
 def main(settings: Path, out: Path) -> None:
     given = json.loads(settings.read_text())
     client, resume = EqualFor(given.pop("equal")), given.pop("resume", False)
+    if given.pop("recorded", False):
+        training.MarkschemeTrainer = Recorded  # type: ignore[misc]
     silence_libraries()
     train(build_config(given), client, resume=resume, on_record=lambda record: None)
     groups = [(call["run"].id, group) for call in client.calls for group in call["groups"]]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ def main(settings: Path) -> None:
 
 
 def folder_each(settings: Path) -> None:
-    """Write what each process is told when each has an `output_dir` of its own."""
+    """Write what each process is told when each node, or else each process, has its own folder."""
     silence_libraries()
     given = json.loads(settings.read_text())
-    output = Path(given["output_dir"]) / os.environ["RANK"]
+    output = Path(given["output_dir"]) / os.environ.get("GROUP_RANK", os.environ["RANK"])
     try:
         train(
             build_config(given | {"output_dir": str(output)}),
@@ -51,4 +52,7 @@ def folder_each(settings: Path) -> None:
         )
     except ConfigError as error:
         Path(f"{settings}-{os.environ['RANK']}").write_text(str(error))
-        assert [*output.glob("*")] == []
+
+
+if __name__ == "__main__":
+    folder_each(Path(sys.argv[1]))

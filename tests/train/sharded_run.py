@@ -62,10 +62,12 @@ def main(settings: Path, out: Path) -> None:
     recorded_run.main(settings, out, ShardedRecorded)
 
 
-def command(settings: Path, resume: bool, rewards: list[float | None]) -> None:
+def command(
+    settings: Path, resume: bool, rewards: list[float | None], made: type[Sharded] = Sharded
+) -> None:
     """Run what `markscheme train` runs, with these rewards by place in the group."""
     os.environ["ACCELERATE_USE_FSDP"] = "true"
-    training.MarkschemeTrainer = Sharded  # type: ignore[misc]
+    training.MarkschemeTrainer = made  # type: ignore[misc]
     training.train(
         build_config(json.loads(settings.read_text())),
         ScriptedClient(lambda place, _rollout: rewards[place]),

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from train import (
     sharded_loss,
     step_means,
 )
-from train.forked import context, run_together
+from train.forked import LIMIT_S, context, run_together
 from train.sharded_loss import batch, gradient_of
 from train.tiny import tiny_model
 
@@ -39,33 +40,42 @@ def test_a_forked_process_need_not_import_torch() -> None:
     assert process.exitcode == 1
 
 
-def launch(script: Path, *arguments: Path | str, processes: int) -> None:
-    """Run a script with torchrun; one process: with Python."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        str(processes),
+def launch(script: Path, *arguments: Path | str, processes: int, nodes: int = 1) -> None:
+    """Run a script with torchrun, one launcher for each node; one process: with Python."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command = torchrun[:1] if processes == 1 else [*torchrun, "--standalone"]
+    commands = [command]
+    if nodes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        meeting = ["--nnodes", str(nodes), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        commands = [[*torchrun, *meeting, "--node_rank", str(node)] for node in range(nodes)]
+    started = [
+        subprocess.Popen(
+            [*command, str(script), *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "GLOO_SOCKET_IFNAME": "lo",
+                "PYTHONPATH": os.pathsep.join(
+                    [str(script.parent.parent), os.environ.get("PYTHONPATH", "")]
+                ).rstrip(os.pathsep),
+            },
+        )
+        for command in commands
     ]
-    finished = subprocess.run(
-        [*(command if processes > 1 else command[:1]), str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ
-        | {
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONPATH": os.pathsep.join(
-                [str(script.parent.parent), os.environ.get("PYTHONPATH", "")]
-            ).rstrip(os.pathsep),
-        },
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    try:
+        for launcher in started:
+            _, errors = launcher.communicate(timeout=LIMIT_S)
+            assert launcher.returncode == 0, errors[-3000:]
+    finally:
+        for launcher in started:
+            launcher.kill()
+            launcher.communicate()
 
 
 def run(
@@ -222,6 +232,40 @@ def test_two_processes_resume_to_the_bit(settings: dict[str, Any], tmp_path: Pat
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_one_process_goes_on_where_two_were_stopped(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """With a batch under way, whose rows and groups the one has all; rollouts are recorded."""
+    file, out = tmp_path / "settings.json", tmp_path / "asked.json"
+    given = settings | {
+        "preset": "srpo",
+        "distillation_top_k": 5,
+        "prompts_per_step": 2,
+        "max_steps": 4,
+        "reward_lag": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "warmup_steps": 0,
+        "run_id": "r",
+        "equal": [],
+        "recorded": True,
+    }
+    del given["gradient_accumulation_steps"]
+    output, weights, asked = Path(settings["output_dir"]), [], []
+    for processes, rows, resume in ((2, 2, False), (1, 4, True)):
+        file.write_text(json.dumps(given | {"resume": resume, "per_device_train_batch_size": rows}))
+        errors = tmp_path / f"errors-{processes}"
+        run_together(evaluated_run.main, file, out, processes=processes, errors=errors)
+        weights.append(load_file(output / "model.safetensors"))
+        asked.append(json.loads(out.read_text()))
+        shutil.rmtree(output / "checkpoint-4")
+        shutil.rmtree(output / "checkpoint-3")
+    whole, resumed = weights
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=1e-5, rtol=1e-4)
+    assert asked[1] == asked[0][1:], "the batch under way is asked about again"
+
+
 def test_nodes_that_do_not_share_the_run_folder_are_refused_before_anything_is_written(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -231,6 +275,36 @@ def test_nodes_that_do_not_share_the_run_folder_are_refused_before_anything_is_w
     for rank in (0, 1):
         told = Path(f"{file}-{rank}").read_text()
         assert re.match(r"output_dir: .* is another folder for the processes 1 than", told)
+    assert not any(path.is_file() for path in Path(settings["output_dir"]).rglob("*"))
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_do_what_one_process_does(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    one = run(tmp_path, given, processes=1, torchrun=False)
+    file, out = tmp_path / "settings.json", tmp_path / "out.pt"
+    shared = {"per_device_train_batch_size": 2, "output_dir": str(tmp_path / "run")}
+    file.write_text(json.dumps(given | shared))
+    launch(Path(recorded_run.__file__), file, out, processes=2, nodes=2)
+    four = torch.load(out, weights_only=False)
+    assert four["processes"] == 4
+    for part in ("student", "teacher"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(four[part][name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_nodes_with_a_run_folder_each_are_refused(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(settings | {"per_device_train_batch_size": 2}))
+    launch(Path(lost_service.__file__), file, processes=2, nodes=2)
+    for rank in range(4):
+        told = Path(f"{file}-{rank}").read_text()
+        assert re.match(r"output_dir: .* is another folder for the processes 2, 3 than", told)
+    assert not any(path.is_file() for path in Path(settings["output_dir"]).rglob("*"))
 
 
 def test_each_process_posts_its_own_groups_one_by_one_and_learns_the_same(

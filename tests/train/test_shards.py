@@ -1,6 +1,7 @@
 """A self-teacher whose weights are in shards (FSDP 2 over gloo) against one that is whole."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,57 @@ def test_a_killed_run_with_shards_is_resumed_to_the_bit_or_by_other_processes(
     for others in (1, 4):
         by_others = run(tmp_path, settings, processes=others, name=f"by {others}", sharded=True)
         assert_equal(by_others, left_alone)
+
+
+@pytest.mark.slow
+def test_the_command_resumes_shards_on_other_processes_as_if_nothing_had_happened(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Only rollouts that are sampled would differ: here they are recorded."""
+    output, file = tmp_path / "run", tmp_path / "settings.json"
+    given = settings | {
+        "preset": "srpo",
+        "prompts_per_step": 2,
+        "per_device_train_batch_size": 2,
+        "distillation_top_k": 5,
+        "warmup_steps": 0,
+        "max_steps": 4,
+        "reward_lag": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "output_dir": str(output),
+    }
+    del given["gradient_accumulation_steps"]
+    file.write_text(json.dumps(given))
+
+    def train(processes: int, *, resume: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        errors = tmp_path / f"errors-{processes}"
+        run_together(
+            sharded_run.command,
+            file,
+            resume,
+            [1.0, 0.0, 0.25, 0.6],
+            sharded_run.ShardedRecorded,
+            processes=processes,
+            errors=errors,
+            launched=True,
+        )
+        weights: dict[str, Any] = load_file(output / "model.safetensors")
+        records = map(json.loads, (output / "steps.jsonl").read_text().splitlines())
+        for step in (3, 4):
+            shutil.rmtree(output / f"checkpoint-{step}")
+        return weights, [{key: record[key] for key in RECORDED} for record in records]
+
+    left_alone, written = train(2, resume=False)
+    assert [record["step"] for record in written] == [2, 3, 4]
+    for others in (4, 1):
+        resumed, again = train(others, resume=True)
+        assert again == written
+        for name, value in left_alone.items():
+            torch.testing.assert_close(resumed[name], value, atol=1e-5, rtol=1e-4)
+
+
+RECORDED = ("step", "reward", "rollouts", "unscored", "origins", "criteria")
 
 
 @pytest.mark.slow

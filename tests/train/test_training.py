@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from markscheme_train.errors import (
     Stopped,
     TrainError,
 )
-from markscheme_train.run_folder import config_fingerprint, resolve_run_id
+from markscheme_train.run_folder import check_processes, config_fingerprint, resolve_run_id
 from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import resolve_thinking, train
@@ -478,6 +479,10 @@ def test_a_criterion_with_odd_characters_breaks_no_record(settings: dict[str, An
         ({"markscheme_url": "http://elsewhere", "max_outage_s": 1.0}, True),
         ({"output_dir": "/elsewhere"}, True),
         ({"max_steps": 50}, True),
+        ({"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}, True),
+        ({"per_device_train_batch_size": 4}, False),
+        ({"gradient_accumulation_steps": 2}, False),
+        ({"steps_per_generation": 2}, False),
     ],
 )
 def test_what_decides_a_run(change: dict[str, Any], same: bool, settings: dict[str, Any]) -> None:
@@ -486,6 +491,62 @@ def test_what_decides_a_run(change: dict[str, Any], same: bool, settings: dict[s
     )
     assert (one == two) is same
     json.dumps(one)
+
+
+def test_whether_weights_are_in_shards_decides_a_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build_config(settings)
+    whole = config_fingerprint(config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert config_fingerprint(config) != whole
+
+
+def test_another_number_of_processes_is_told_what_starts_anew(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for rank in range(2):
+        (tmp_path / f"rng_state_{rank}.pth").touch()
+    config, told = build_config(settings), list[str]()
+    check_processes(config, tmp_path, told.append)
+    assert len(told) == 1
+    assert "written by 2 processes and there are 1" in told[0]
+    assert "the random numbers start anew" in told[0]
+    (tmp_path / "rng_state_1.pth").unlink()
+    check_processes(config, tmp_path, told.append)
+    assert len(told) == 1
+
+
+def test_generators_of_another_number_of_processes_start_anew_by_step_and_rank(
+    tmp_path: Path,
+) -> None:
+    for rank in range(2):
+        (tmp_path / f"rng_state_{rank}.pth").touch()
+
+    def drawn(step: int, rank: int) -> float:
+        trainer: Any = SimpleNamespace(
+            accelerator=SimpleNamespace(process_index=rank, num_processes=4),
+            state=SimpleNamespace(global_step=step),
+            args=SimpleNamespace(seed=1),
+        )
+        MarkschemeTrainer._load_rng_state(trainer, str(tmp_path))
+        return float(torch.rand(()))
+
+    places = [(step, rank) for step in range(2) for rank in range(4)]
+    first = [drawn(*place) for place in places]
+    assert len(set(first)) == len(places)
+    assert [drawn(*place) for place in places] == first
+
+
+def test_deepspeed_cannot_go_on_with_another_number_of_processes(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    for rank in range(2):
+        (tmp_path / f"rng_state_{rank}.pth").touch()
+    config = build_config(settings)
+    config.deepspeed_plugin = SimpleNamespace(zero_stage=3)
+    with pytest.raises(ConfigError, match="can only be loaded by as many"):
+        check_processes(config, tmp_path, lambda message: None)
 
 
 def test_with_a_schedule_its_length_decides_too(settings: dict[str, Any]) -> None:

@@ -64,6 +64,9 @@ RELIED_ON = {
         "run_dir = self._get_output_dir(trial=trial)",
         "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))",
     ],
+    # Files by which a checkpoint says how many processes wrote it, read when rows were passed over.
+    "super()._save_rng_state": ['f"rng_state_{self.args.process_index}.pth"', '"rng_state.pth"'],
+    "super()._run_epoch": ["self._load_rng_state(resume_from_checkpoint)"],
     # After an evaluation the best one is noted, and only then a checkpoint may be written.
     "super()._maybe_log_save_evaluate": [
         "is_new_best_metric = self._determine_best_metric(metrics=metrics, trial=trial)\n\n"

@@ -49,6 +49,24 @@ def test_the_trainer_resolves_with_vllm(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_image_for_gpus_installs_is_complete_and_fits_together(tmp_path: Path) -> None:
+    """Every dependency is in its locks: with hashes uv takes nothing that is not."""
+    uv = os.environ.get("UV") or shutil.which("uv")
+    assert uv is not None, "needs uv: run `make test-resolve`"
+    locks = [f"--requirements=lock/{name}.txt" for name in ("vllm", "torch", "build")]
+    found = subprocess.run(
+        [uv, "pip", "install", "--dry-run", "--require-hashes", "--target", str(tmp_path),
+         "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", *locks],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert " + vllm==0." in found.stderr
+
+
+@pytest.mark.slow
 def test_the_trainers_own_extra_does_not(tmp_path: Path) -> None:
     """Otherwise the reward would need no module of its own."""
     found = resolve(tmp_path, TRAINERS[0], "--extra", "train")
