@@ -23,6 +23,7 @@ from markscheme_server.store.tables import gathered_groups, gathered_rollouts
 from server.deployment import Deployment
 from server.organisation import OPERATOR, PROMPT, RUBRIC, Keys, call
 
+JSON = {"content-type": "application/json"}
 CHATML = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 LLAMA = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
@@ -235,11 +236,12 @@ def test_half_an_emoji_or_a_nul_of_the_student_is_no_reason_to_refuse(
         ("slime/{}", f'{{"prompt": "{PROMPT}", "response": {said}}}'),
         ("openrlhf/{}/get_reward", f'{{"query": [{said}], "prompts": ["{PROMPT}"]}}'),
     ):
-        answer = httpx.post(f"{url}/compat/{place.format(key)}?size=1", content=body)
+        place = f"{url}/compat/{place.format(key)}?size=1"
+        answer = httpx.post(place, content=body, headers=JSON)
         assert answer.status_code == 200, answer.text
         # Nobody can have meant it in a prompt.
         refused = body.replace(PROMPT, f"{odd}{PROMPT}")
-        answer = httpx.post(f"{url}/compat/{place.format(key)}?size=1", content=refused)
+        answer = httpx.post(place, content=refused, headers=JSON)
         assert answer.status_code == 422
         assert key not in answer.text
 
@@ -253,19 +255,20 @@ def test_a_value_of_another_type_is_refused(colours: tuple[str, str]) -> None:
         "slime/{}": {"prompt": PROMPT, "response": "red"},
         "openrlhf/{}/get_reward": {"query": [f"{PROMPT} red"], "prompts": [PROMPT], "labels": [""]},
     }
-    with httpx.Client(base_url=f"{url}/compat") as http:
+    with httpx.Client(base_url=f"{url}/compat", timeout=60) as http:
         for place, body in sent.items():
             for field in body:
                 for wrong in WRONG:
                     answer = http.post(f"{place.format(key)}?size=1", json={**body, field: wrong})
+                    # What a label is, is the trainer's matter.
                     is_fine = (field, wrong) in [("response", ""), ("labels", None)] or (
-                        # What a label is, is the trainer's matter.
-                        field == "labels" and isinstance(wrong, list) and len(wrong) == 1
+                        field == "labels" and isinstance(wrong, list)
                     )
                     assert answer.status_code == (200 if is_fine else 422), (field, wrong)
                     assert key not in answer.text
             for deep in ("[" * 100_000, '{"a":' * 100_000):
-                answer = http.post(f"{place.format(key)}?size=1", content=f'{{"label": {deep}')
+                body_so_far = f'{{"label": {deep}'
+                answer = http.post(f"{place.format(key)}?size=1", content=body_so_far, headers=JSON)
                 assert answer.status_code == 400
             for size in ("0", "-1", "1.5", "one", "257", "1e3", "true", ""):
                 answer = http.post(f"{place.format(key)}?size={size}", json=body)
