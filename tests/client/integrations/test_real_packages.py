@@ -288,7 +288,7 @@ def test_nemo_gym(run: Callable[..., Any], judge: ScriptedJudge) -> None:
         assert facts[form] == [[reward, None] for reward in REWARDS]
     assert facts["unscored"][:3] == facts["group"][:3]
     assert facts["unscored"][3] == [0.0, "judge_failed"], "a row of the failures, not a reward"
-    assert inductions(judge) == 1 + 1, "a text is another prompt than a message"
+    assert inductions(judge) == 1
 
 
 def test_areal(run: Callable[..., Any], judge: ScriptedJudge) -> None:
