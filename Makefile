@@ -187,7 +187,7 @@ build/uv/bin/uv:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-test-integrations: setup  ## The rewards in the real trainers, each installed beside ours (slow, about ten minutes)
+test-integrations: setup  ## The rewards in the real trainers, each installed beside ours (slow, about twenty minutes)
 	$(CLEAN) $(BIN)/python -m pytest -m slow -s tests/client/integrations/test_real_packages.py
 
 test-resolve: setup build/uv/bin/uv  ## Versions that fit markscheme and verl, vLLM or Unsloth; installs none of them (a minute)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from markscheme.schema.base import Prompt, Text, Wire
+from markscheme.schema.base import ModelText, Prompt, Text, Wire
 
 MAX_QUERIES = 256
 
@@ -16,7 +16,7 @@ class OpenRLHFQuery(Wire):
     label that begins with `rub_` is the id of the prompt's rubric; others are ignored.
     """
 
-    query: Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES)]
+    query: Annotated[list[ModelText], Field(min_length=1, max_length=MAX_QUERIES)]
     prompts: Annotated[list[Text], Field(min_length=1, max_length=MAX_QUERIES)]
     labels: list[Any] | None = None
 
@@ -40,5 +40,5 @@ class SlimeSample(Wire):
     """
 
     prompt: Prompt
-    response: Text
+    response: ModelText
     label: Any = None

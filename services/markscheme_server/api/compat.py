@@ -28,12 +28,17 @@ from markscheme_server.scoring.unnamed_groups import KnownReward
 OPENRLHF_MS, SLIME_MS = 175_000, 115_000
 """Milliseconds after which a request is answered: OpenRLHF waits 180 s, slime 120 s."""
 _SCOPES = frozenset({"score", "induce"})
-_END_TOKENS = re.compile(r"(?:\s*(?:<\|[\w.-]+\|>|</s>|<eos>|<end_of_turn>|<pad>))+\s*\Z", re.ASCII)
-_TURNS = (
-    re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\s*", re.DOTALL),
-    re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", re.DOTALL),
+_END_TOKENS = ("</s>", "<eos>", "<end_of_turn>", "<pad>")
+_END_REVERSED = re.compile(
+    rf"\s*(?:(?:>\|[\w.-]+\|<|{'|'.join(token[::-1] for token in _END_TOKENS)})\s*)+", re.ASCII
 )
-"""A turn of ChatML (Qwen and others) and of Llama 3."""
+"""The tokens that end a text, read backwards: searched from its begin, each place would be tried,
+which takes quadratic time."""
+_TURNS = (
+    (re.compile(r"<\|im_start\|>(\w+)\n"), "<|im_end|>"),
+    (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"), "<|eot_id|>"),
+)
+"""What begins and what ends a turn of ChatML (Qwen and others) and of Llama 3."""
 
 log = structlog.get_logger()
 
@@ -99,7 +104,7 @@ async def openrlhf_reward(
             "query, prompts and labels must have the same length", code="invalid_value"
         )
     asked = [
-        (_chat(prompt), _response(query, prompt), _rubric_id(label))
+        (chat(prompt), _response(query, prompt), _rubric_id(label))
         for query, prompt, label in zip(payload.query, payload.prompts, labels, strict=True)
     ]
     known = await _rewards(request, services, caller, asked, group, run, OPENRLHF_MS)
@@ -128,8 +133,8 @@ async def slime_reward(
     advantage is 0. Where none is known the answer is an error: 503 where a retry may help; 402, 422
     or 502 where it does not.
     """
-    prompt = _chat(payload.prompt) if isinstance(payload.prompt, str) else payload.prompt
-    asked = [(prompt, _END_TOKENS.sub("", payload.response), _rubric_id(payload.label))]
+    prompt = chat(payload.prompt) if isinstance(payload.prompt, str) else payload.prompt
+    asked = [(prompt, without_end(payload.response), _rubric_id(payload.label))]
     [known] = await _rewards(request, services, caller, asked, group, run, SLIME_MS)
     return known.reward
 
@@ -178,7 +183,14 @@ async def _rewards(
 
 
 async def _all(scores: Iterable[Awaitable[KnownReward]]) -> list[KnownReward]:
-    return list(await asyncio.gather(*scores))
+    """Return the rewards; where one raises, cancel the others."""
+    tasks = [asyncio.ensure_future(score) for score in scores]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _response(query: str, prompt: str) -> str:
@@ -191,18 +203,25 @@ def _response(query: str, prompt: str) -> str:
             code="invalid_value",
             param="query",
         )
-    return _END_TOKENS.sub("", response)
+    return without_end(response)
 
 
-def _chat(prompt: str) -> Any:
+def without_end(text: str) -> str:
+    """Return a text without the special tokens that end it, and the white space around these."""
+    end = _END_REVERSED.match(text[::-1])
+    return text[: len(text) - end.end()] if end else text
+
+
+def chat(prompt: str) -> Any:
     """Return the messages of a prompt that a chat template wrote, else the text.
 
     The same prompt then has the same rubrics, whichever trainer sends it.
     """
-    for turn in _TURNS:
-        messages = [
-            {"role": role, "content": content.strip()} for role, content in turn.findall(prompt)
-        ]
+    for begin, end in _TURNS:
+        messages, place = [], 0
+        while (turn := begin.search(prompt, place)) and (stop := prompt.find(end, turn.end())) >= 0:
+            messages.append({"role": turn[1], "content": prompt[turn.end() : stop].strip()})
+            place = stop + len(end)
         if messages:
             return messages
     return prompt

@@ -51,7 +51,6 @@ RELIED_ON = {
     },
     "skyrl": {
         "skyrl/train/generators/skyrl_gym_generator.py": ["SkyRLGymGenerator.generate"],
-        "skyrl-gym/skyrl_gym/envs/base_text_env.py": ["BaseTextEnv.step"],
     },
     "art": {"art/gather.py": ["gather_trajectory_groups"]},
     "tinker": {"tinker_cookbook/rl/types.py": ["EnvGroupBuilder.compute_group_rewards"]},
@@ -69,7 +68,7 @@ VERSIONS = {
     "slime": "624b824a898ab0ec1fcb4d373004c7f3852bf515",
     "verifiers": "0.4.0",
     "inspect_ai": "0.3.285",
-    "skyrl": "a9564572eb8e91076be43c1bd5e4615e3de17265",
+    "skyrl": "0.3.0",
     "art": "0.5.18",
     "tinker": "0.6.1",
     "nemo_gym": "07d6b0d07b22fcf530b4c211dae2ee23100428e4",

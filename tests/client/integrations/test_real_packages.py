@@ -1,7 +1,10 @@
 """`markscheme.integrations` and `/compat` in the real trainers: `make test-integrations`.
 
 Each trainer is installed into an environment of its own, which sees the project's packages behind
-its own ones. slime is on no index: `SLIME_SOURCE` names a checkout of 624b824.
+its own ones. slime and NeMo Gym are on no index: `SLIME_SOURCE` names a checkout of slime's 624b824
+and `NEMO_GYM_SOURCE` one of NeMo Gym's 07d6b0d. Of SkyRL, ART, the Tinker cookbook, NeMo Gym, AReaL
+and ms-swift the code that calls the reward runs, on the first block of Python of their guide; the
+generation is scripted and nothing is trained.
 """
 
 import json
@@ -18,12 +21,13 @@ import pytest
 
 from fakes.judge import ScriptedJudge, answered_texts, offered, verdicts, well_behaved
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # an install may be the first
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = Path(__file__).with_name("real")
 VENVS = Path(os.environ.get("INTEGRATIONS_VENVS", ROOT / "build" / "integrations"))
 SLIME_SOURCE = os.environ.get("SLIME_SOURCE")
+NEMO_GYM_SOURCE = os.environ.get("NEMO_GYM_SOURCE")
 PROMPT = "Describe snow. Do not use any commas."
 TEXTS = ["Snow falls over the town", "snow, cold, white", "Soft white flakes", "snow, ice"]
 REWARDS = [1.0, 0.0, 1.0, 0.0]
@@ -56,6 +60,47 @@ INSTALLS = {
     "slime": Install(needs=("pylatexenc",)),
     "verifiers": Install(needs=("verifiers==0.4.0",)),
     "inspect_ai": Install(needs=("inspect_ai==0.3.285", "openai")),
+    "skyrl": Install(
+        ("skyrl==0.3.0", "skyrl-gym==0.4.0"),
+        ("loguru", "omegaconf", "ray", "torchdata", "jaxtyping"),
+    ),
+    "art": Install(
+        ("openpipe-art==0.5.18",),
+        ("polars", "setproctitle", "tblib", "nest-asyncio", "litellm<=1.82.0", "weave"),
+    ),
+    "tinker": Install(
+        ("tinker-cookbook==0.6.1",),
+        ("tinker==0.38.0", "chz", "blobfile", "termcolor", "tiktoken", "tml-renderers"),
+    ),
+    "nemo_gym": Install(
+        needs=(
+            "ray",
+            "hydra-core",
+            "omegaconf",
+            "orjson",
+            "itsdangerous",
+            "yappi",
+            "pydot",
+            "wandb",
+        )
+    ),
+    "areal": Install(
+        ("areal==1.0.4",),
+        (
+            "ray",
+            "hydra-core==1.4.0.dev1",
+            "omegaconf==2.4.0.dev2",
+            "colorlog",
+            "flask",
+            "torchdata",
+            "lark",
+            "numba",
+            "orjson",
+            "einops",
+            "aiofiles",
+        ),
+    ),
+    "ms_swift": Install(("ms-swift==4.6.0",), ("modelscope", "json_repair", "dacite")),
     "trl-1.13": Install(("trl==1.13.0",)),
     "trl-1.14": Install(("trl==1.14.2",)),
     "trl-1.15": Install(("trl==1.15.0",)),
@@ -204,6 +249,60 @@ def test_inspect_ai(run: Callable[..., Any]) -> None:
     assert facts["explanations"] == ["", "It has no comma.", "unscored: misconfigured"]
     assert facts["mean"] == 0.5
     assert facts["counts"] == [2, 1]
+
+
+def test_skyrl(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("skyrl", "skyrl_run.py")
+    assert facts["group"] == [REWARDS, [1, 1, 1, 1]]
+    # The mean of the known, and a loss mask of zeros.
+    assert facts["unscored"] == [pytest.approx([1.0, 0.0, 1.0, 2 / 3]), [1, 1, 1, 0]]
+    assert "no reward of group row is known: misconfigured" in facts["nothing known"]
+    assert inductions(judge) == 1
+
+
+def test_art(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("art", "art_run.py")
+    [[row, group]] = facts["group"]
+    # ART gathers trajectories in the order in which they end.
+    assert (row, sorted(group)) == (0, [[0.0, 4], [0.0, 4], [1.0, 0], [1.0, 0]])
+    # The unscored trajectory leaves its group, and the group with one known reward is dropped.
+    [[row, group]] = facts["unscored"]
+    assert (row, sorted(group)) == (0, [[0.0, 4], [0.0, 4], [1.0, 0]])
+    assert inductions(judge) == 1
+
+
+def test_tinker(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("tinker", "tinker_run.py")
+    assert facts["group"] == [REWARDS, [0, 4, 0, 4]]
+    assert facts["thinking"] == facts["group"], "what the model thinks is not scored"
+    # The default strategy ends the run; one that catches the errors of groups leaves this one out.
+    assert facts["unscored"] == "RolloutUnscored: the rollout is unscored (misconfigured)"
+    assert facts["unscored, skipped"] is None
+    assert inductions(judge) == 1
+
+
+@pytest.mark.skipif(NEMO_GYM_SOURCE is None, reason="NEMO_GYM_SOURCE names no checkout of NeMo Gym")
+def test_nemo_gym(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("nemo_gym", "nemo_gym_run.py", str(NEMO_GYM_SOURCE))
+    for form in ("group", "text"):
+        assert facts[form] == [[reward, None] for reward in REWARDS]
+    assert facts["unscored"][:3] == facts["group"][:3]
+    assert facts["unscored"][3] == [0.0, "judge_failed"], "a row of the failures, not a reward"
+    assert inductions(judge) == 1
+
+
+def test_areal(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("areal", "areal_run.py")
+    assert facts["epochs"] == [REWARDS, REWARDS]
+    assert facts["unscored"] is None, "AReaL rejects the group"
+    assert inductions(judge) == 1
+
+
+def test_ms_swift(run: Callable[..., Any], judge: ScriptedJudge) -> None:
+    facts = run("ms_swift", "ms_swift_run.py")
+    assert facts["epochs"] == [[REWARDS, [0.5, -0.5, 0.5, -0.5]]] * 2
+    assert facts["unscored"].startswith("Unscored: 1 of 4 rollouts")
+    assert inductions(judge) == 1
 
 
 @pytest.mark.parametrize("minor", ["1.13", "1.14", "1.15"])

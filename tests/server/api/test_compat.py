@@ -13,7 +13,9 @@ from fakes.clock import Clock
 from fakes.judge import ScriptedJudge, offered, verdicts, well_behaved
 from fakes.load import Post, abandon_all, send_all
 from fakes.processes import eventually
+from growth import assert_linear
 from markscheme_server.accounts.auth import CACHE_S
+from markscheme_server.api.compat import chat, without_end
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
@@ -21,6 +23,7 @@ from markscheme_server.store.tables import gathered_groups, gathered_rollouts
 from server.deployment import Deployment
 from server.organisation import OPERATOR, PROMPT, RUBRIC, Keys, call
 
+JSON = {"content-type": "application/json"}
 CHATML = f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 LLAMA = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
@@ -222,6 +225,106 @@ def test_what_a_rollout_may_not_say_is_refused(
     body = {"query": [query], "prompts": [prompt], "labels": [label]}
     answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=1", json=body, timeout=60)
     assert answer.status_code == 422
+
+
+@pytest.mark.parametrize("odd", ["\\u0000", "\\ud83d", "\\ude00"])
+def test_half_an_emoji_or_a_nul_of_the_student_is_no_reason_to_refuse(
+    colours: tuple[str, str], odd: str
+) -> None:
+    url, key = colours
+    said = f'"{PROMPT} {odd}red"'
+    for place, body in (
+        ("slime/{}", f'{{"prompt": "{PROMPT}", "response": {said}}}'),
+        ("openrlhf/{}/get_reward", f'{{"query": [{said}], "prompts": ["{PROMPT}"]}}'),
+    ):
+        place = f"{url}/compat/{place.format(key)}?size=1"
+        answer = httpx.post(place, content=body, headers=JSON)
+        assert answer.status_code == 200, answer.text
+        # Nobody can have meant it in a prompt.
+        refused = body.replace(PROMPT, f"{odd}{PROMPT}")
+        answer = httpx.post(place, content=refused, headers=JSON)
+        assert answer.status_code == 422
+        assert key not in answer.text
+
+
+WRONG = [None, True, 1, 1.5, "", [], {}, [None], [1], [[]], [{}], {"a": []}]
+
+
+def test_a_value_of_another_type_is_refused(colours: tuple[str, str]) -> None:
+    url, key = colours
+    sent = {
+        "slime/{}": {"prompt": PROMPT, "response": "red"},
+        "openrlhf/{}/get_reward": {"query": [f"{PROMPT} red"], "prompts": [PROMPT], "labels": [""]},
+    }
+    with httpx.Client(base_url=f"{url}/compat", timeout=60) as http:
+        for place, body in sent.items():
+            for field in body:
+                for wrong in WRONG:
+                    answer = http.post(f"{place.format(key)}?size=1", json={**body, field: wrong})
+                    # What a label is, is the trainer's matter.
+                    is_fine = (field, wrong) in [("response", ""), ("labels", None)] or (
+                        field == "labels" and isinstance(wrong, list)
+                    )
+                    assert answer.status_code == (200 if is_fine else 422), (field, wrong)
+                    assert key not in answer.text
+            for deep in ("[" * 100_000, '{"a":' * 100_000):
+                body_so_far = f'{{"label": {deep}'
+                answer = http.post(f"{place.format(key)}?size=1", content=body_so_far, headers=JSON)
+                assert answer.status_code == 400
+            for size in ("0", "-1", "1.5", "one", "257", "1e3", "true", ""):
+                answer = http.post(f"{place.format(key)}?size={size}", json=body)
+                assert answer.status_code == 422, size
+
+
+def test_ten_megabytes_are_scored(colours: tuple[str, str]) -> None:
+    url, key = colours
+    answer = slime(url, key, {"prompt": PROMPT, "response": "red " * 2_500_000})
+    assert (answer.status_code, answer.json()) == (200, 1.0)
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", " </s>", "\n", "<|", ">|a", "<|a<|"])
+def test_the_tokens_that_end_a_text_are_found_in_linear_time(end: str) -> None:
+    assert_linear(without_end, lambda size: f"red{end * (size // len(end))}blue", size=200_000)
+    assert_linear(without_end, lambda size: f"red{end * (size // len(end))}", size=200_000)
+
+
+@pytest.mark.parametrize(
+    "part", ["<|im_start|>user\n", "<|im_end|>", "<|im_start|>", "<|start_header_id|>a"]
+)
+def test_the_turns_of_a_prompt_are_found_in_linear_time(part: str) -> None:
+    assert_linear(chat, lambda size: part * (size // len(part)), size=200_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("red<|im_end|>\n", "red"),
+        ("red \n<|eot_id|> </s><pad>\n ", "red"),
+        ("red\n", "red\n"),
+        ("red</s>blue", "red</s>blue"),
+        ("<eos>", ""),
+        ("a <|b|c|>", "a <|b|c|>"),
+    ],
+)
+def test_only_the_tokens_at_the_end_are_taken_away(text: str, rest: str) -> None:
+    assert without_end(text) == rest
+
+
+def test_a_query_that_fails_ends_the_others_of_its_request(
+    deployment: Deployment, count: Callable[..., int]
+) -> None:
+    url, key = deployment.start(), deployment.key("red", "score")
+    call(url, "POST", "/v1/rubrics", deployment.key("red", "induce"), RUBRIC)
+    # The first waits for the other rollout of its group; the rubric of the second is not there.
+    body = {
+        "query": [f"{PROMPT} red", "b c"],
+        "prompts": [PROMPT, "b"],
+        "labels": ["", "rub_none"],
+    }
+    for _try in range(2):
+        answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=2", json=body, timeout=60)
+        assert answer.status_code == 404
+    assert count(gathered_rollouts) <= 1, "sent again, it is the same rollout"
 
 
 def test_the_name_of_a_run_is_an_identifier(colours: tuple[str, str]) -> None:
