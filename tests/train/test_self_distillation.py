@@ -60,6 +60,85 @@ def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(
     ]
 
 
+def test_the_log_says_how_much_is_taught_and_how_sure_the_self_teacher_is(
+    make_srpo_trainer: Maker,
+) -> None:
+    rewards = [1.0, 0.0, None, 0.2, 1.0, None, 0.6, 0.3]
+    places = iter(rewards)
+    trainer = make_srpo_trainer(lambda place, rollout: next(places), entropy_beta=0.5)
+    teacher = trainer.distillation and trainer.distillation.self_teacher
+    assert isinstance(teacher, ModelCopy)
+    with torch.no_grad():
+        for weight in teacher.model.parameters():  # as initialised, it is unsure of everything
+            weight.mul_(6)
+    batch = generate(trainer)
+    mask = batch["completion_mask"].bool()
+    counted = mask & torch.tensor([False, True, False, True, False, False, False, True])[:, None]
+    entropies = batch["teacher_entropy"][counted].double()
+    weights = (-0.5 * entropies).exp()
+    weights = weights / weights.mean()
+    expected = {
+        "routed_share": 3 / 8,
+        # The lone success of the first group has no other one to be shown.
+        "informed_share": 5 / 8,
+        "failed_share": 3 / 8,
+        "routed_token_share": counted.sum().item() / mask.sum().item(),
+        "entropy_mean": entropies.mean().item(),
+        "weight_std": weights.std(correction=0).item(),
+    }
+    for name, values in (("entropy", entropies), ("weight", weights)):
+        ordered = sorted(values.tolist())
+        for share in (10, 50, 90):
+            expected[f"{name}_p{share}"] = ordered[(len(ordered) - 1) * share // 100]
+    assert entropies.std() > 0.1
+    told = {
+        name.partition("/")[2]: values
+        for name, values in trainer._metrics["train"].items()
+        if name.startswith("distillation/")
+    }
+    assert told.keys() == expected.keys()
+    for name, value in expected.items():
+        assert told[name] == [pytest.approx(value, rel=1e-5)], name
+
+
+def test_where_nothing_is_routed_there_is_no_entropy_to_log(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer(lambda place, rollout: None)
+    generate(trainer)
+    assert not any("entropy_" in name or "weight_" in name for name in trainer._metrics["train"])
+    assert "distillation/routed_token_share" not in trainer._metrics["train"]
+    assert trainer._metrics["train"]["distillation/routed_share"] == [0.0]
+
+
+def test_the_best_of_the_teachers_responses_is_shown(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo", "teacher_demonstration": True})
+    distillation = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    rows = ScoredRows(
+        [Row("w1", "w2", teacher_responses=["w60", "w61", "w62", "w63"])] * 8,
+        [RowScore(0.2, False)] * 8,
+        [[None, 0.7, 0.9, 0.9]] * 4 + [[None, None, 0.4, None]] * 4,
+    )
+    contexts = distillation.routes(rows)
+    # The second group's best response is itself a failure.
+    assert [context.demonstration for context in contexts] == ["w62"] * 4 + [None] * 4
+    assert [context.external for context in contexts] == [True] * 4 + [False] * 4
+    assert [context.routed for context in contexts] == [True] * 4 + [False] * 4
+    assert not any(context.control for context in contexts)
+
+
+@pytest.mark.parametrize(("most", "fits"), [(32, False), (64, True)])
+def test_a_rollout_is_not_taught_where_the_self_teachers_prompt_would_be_too_long(
+    most: int, fits: bool, make_srpo_trainer: Maker
+) -> None:
+    trainer = make_srpo_trainer(max_reprompt_length=most)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    task = " ".join(["w1"] * 20)
+    batch = trainer._generate_and_score_completions([{"prompt": task}] * 4)
+    assert batch["routed"].tolist() == [False, fits, fits, False]
+
+
 @pytest.mark.parametrize("plain_device", ["cpu", "none"])
 def test_how_strongly_each_branch_pulls(
     plain_device: str, make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
