@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
 from markscheme_train.reward import Row, RowScore, RubricReward
-from markscheme_train.self_distillation import ScoredRows, SelfDistillation
+from markscheme_train.self_distillation import (
+    BranchNorms,
+    ScoredRows,
+    SelfDistillation,
+    _relative_deviation,
+)
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.trainer import SELF_TEACHER_FILE, MarkschemeTrainer, check_shards
 from markscheme_train.training import build_trainer, train
@@ -33,6 +39,15 @@ def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
     trainer.model.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()])
+
+
+def make_sure_of_itself(trainer: MarkschemeTrainer) -> None:
+    """Let the self-teacher's entropies differ: as initialised, it is unsure of everything."""
+    teacher = trainer.distillation and trainer.distillation.self_teacher
+    assert isinstance(teacher, ModelCopy)
+    with torch.no_grad():
+        for weight in teacher.model.parameters():
+            weight.mul_(6)
 
 
 def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(
@@ -66,11 +81,7 @@ def test_the_log_says_how_much_is_taught_and_how_sure_the_self_teacher_is(
     rewards = [1.0, 0.0, None, 0.2, 1.0, None, 0.6, 0.3]
     places = iter(rewards)
     trainer = make_srpo_trainer(lambda place, rollout: next(places), entropy_beta=0.5)
-    teacher = trainer.distillation and trainer.distillation.self_teacher
-    assert isinstance(teacher, ModelCopy)
-    with torch.no_grad():
-        for weight in teacher.model.parameters():  # as initialised, it is unsure of everything
-            weight.mul_(6)
+    make_sure_of_itself(trainer)
     batch = generate(trainer)
     mask = batch["completion_mask"].bool()
     counted = mask & torch.tensor([False, True, False, True, False, False, False, True])[:, None]
@@ -99,6 +110,10 @@ def test_the_log_says_how_much_is_taught_and_how_sure_the_self_teacher_is(
     assert told.keys() == expected.keys()
     for name, value in expected.items():
         assert told[name] == [pytest.approx(value, rel=1e-5)], name
+    student, _ = trainer._run_student(trainer.model, batch)
+    trainer._compute_loss(trainer.model, batch)
+    own = student.entropies[mask].mean().item()
+    assert trainer._metrics["train"]["entropy"] == [pytest.approx(own)]
 
 
 def test_where_nothing_is_routed_there_is_no_entropy_to_log(make_srpo_trainer: Maker) -> None:
@@ -163,6 +178,7 @@ def test_how_strongly_each_branch_pulls(
 
 def test_micro_batches_add_up(make_srpo_trainer: Maker) -> None:
     trainer = make_srpo_trainer()
+    make_sure_of_itself(trainer)
     batch = generate(trainer)
     whole = gradient(trainer, trainer._compute_loss(trainer.model, batch))
     parts = []
@@ -245,6 +261,36 @@ def test_a_demonstration_is_shown_without_the_thought_that_is_not_judged(
     expected = shown if thinking != "keep" else text
     for demonstration in (text, [{"role": "assistant", "content": text}]):
         assert distillation._readable(demonstration)[0] == expected
+
+
+def test_a_demonstration_is_counted_and_cut_without_the_tokenizers_own_tokens(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 1)]
+    )
+    config = build_config({**settings, "preset": "srpo", "min_demonstration_tokens": 3})
+    distillation = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    for demonstration in ("w1 w2 w3", [{"role": "assistant", "content": "w1 w2 w3"}]):
+        text, cut = distillation._readable(demonstration)
+        assert text == "w1 w2 w3"
+        assert cut(text, 2) == "w1 w2"
+    assert distillation._is_too_short("w1 w2")
+    assert not distillation._is_too_short("w1 w2 w3")
+
+
+def test_norms_are_summed_in_full_precision() -> None:
+    norms, states = BranchNorms(), torch.ones(2, 1, 3, dtype=torch.bfloat16, requires_grad=True)
+    norms.watch([states], torch.tensor([True, False]))
+    states.sum().backward()
+    # Three ones: their norm is the root of 3, which bf16 rounds to 1.734.
+    torch.testing.assert_close(norms.take(torch.device("cpu")), torch.tensor([3.0, 3.0]))
+    assert norms.take(torch.device("cpu")).tolist() == [0.0, 0.0]
+
+
+def test_weights_that_all_underflow_have_no_deviation() -> None:
+    assert _relative_deviation(3, 0.0, 0.0) == 0.0
+    assert _relative_deviation(2, 4.0, 10.0) == pytest.approx(0.5)
 
 
 def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_that_is_told(
