@@ -279,6 +279,25 @@ def test_a_demonstration_is_counted_and_cut_without_the_tokenizers_own_tokens(
     assert not distillation._is_too_short("w1 w2 w3")
 
 
+def test_a_chat_is_rendered_as_the_students_prompts_are(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}w9 {% endif %}"
+        "{% if tools %}w8 {% endif %}{% if enable_thinking %}w7{% endif %}"
+    )
+    config = build_config(
+        {**settings, "preset": "srpo", "chat_template_kwargs": {"enable_thinking": True}}
+    )
+    tool = {"type": "function", "function": {"name": "look_up"}}
+    chat = [{"role": "user", "content": "w1 w2"}]
+    for template, expected in (({"tools": [tool]}, "w1 w2 w9 w8 w7"), (None, "w1 w2 w9 w7")):
+        distillation = SelfDistillation(config, SimpleNamespace(), tokenizer, template)  # type: ignore[arg-type]
+        assert distillation._tokens(chat) == tokenizer(expected)["input_ids"]
+        assert distillation._tokens("w1 w2") == tokenizer("w1 w2")["input_ids"]
+
+
 def test_norms_are_summed_in_full_precision() -> None:
     norms, states = BranchNorms(), torch.ones(2, 1, 3, dtype=torch.bfloat16, requires_grad=True)
     norms.watch([states], torch.tensor([True, False]))
