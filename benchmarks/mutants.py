@@ -1,7 +1,8 @@
 """Mutation tests of the losses and of what feeds them, with mutmut and each module's fast tests.
 
-Prints how many mutants each module's tests kill, and every one that lives. Run by `make mutants`
-with an interpreter that has mutmut; module names as arguments limit it to these.
+Prints how many mutants each module's tests kill, and every one that lives; then which tests fail
+for each of the larger faults in `PLANTED`. Run by `make mutants` with an interpreter that has
+mutmut; module names as arguments limit it to these, `planted` is the second part.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,92 @@ KILLED = {1, 2, 3, 24, -24, 36, 152}
 """Exit statuses of a test that failed, of an error, and of mutmut's time limit."""
 
 
-def main(modules: list[str]) -> None:
+@dataclass(frozen=True)
+class Fault:
+    """A fault that no single mutant has: `old` in a module becomes `new`, and a test file runs."""
+
+    what: str
+    module: str
+    old: str
+    new: str
+    tests: str
+
+
+PLANTED = (
+    Fault(
+        "no importance cap",
+        "self_distillation",
+        "importance_cap=config.importance_cap",
+        "importance_cap=math.inf",
+        "test_joint_loss.py",
+    ),
+    Fault(
+        "no correction of the sampler's mismatch",
+        "self_distillation",
+        'sampler_weights=batch.get("importance_sampling_ratio")',
+        "sampler_weights=None",
+        "test_joint_loss.py",
+    ),
+    Fault(
+        "no temperature in the divergence",
+        "self_distillation",
+        "top_k,\n                temperature=self.config.temperature",
+        "top_k,\n                temperature=1.0",
+        "test_joint_loss.py",
+    ),
+    Fault(
+        "the feedback of a group's first row for all",
+        "self_distillation",
+        "                        feedback[index],",
+        "                        feedback[0],",
+        "test_joint_loss.py",
+    ),
+    Fault(
+        "the self-teacher follows at every optimiser step",
+        "trainer",
+        "trainer._step % (args.steps_per_generation * args.num_iterations) == 0",
+        "trainer._step % args.gradient_accumulation_steps == 0",
+        "test_self_distillation.py",
+    ),
+)
+"""Faults that once passed all tests, found by a review."""
+
+
+def main(parts: list[str]) -> None:
+    """Test the mutants of each module, and the planted faults; print the results as Markdown."""
+    if modules := [part for part in parts if part != "planted"]:
+        run_mutmut(modules)
+    if "planted" in parts:
+        run_planted()
+
+
+def run_planted() -> None:
+    """Print which tests fail for each planted fault."""
+    print("| planted fault | tests that fail |\n|---|---|")
+    for fault in PLANTED:
+        stage = WORK / "planted"
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.copytree(ROOT / "client" / PACKAGE, stage / PACKAGE)
+        file = stage / PACKAGE / f"{fault.module}.py"
+        text = file.read_text("utf-8")
+        if text.count(fault.old) != 1:
+            raise SystemExit(f"{fault.module}.py has not one `{fault.old}`: mend PLANTED")
+        file.write_text(text.replace(fault.old, fault.new), "utf-8")
+        failed = [
+            line.split("::")[1].split("[")[0]
+            for line in python(
+                ["pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests/train" / fault.tests)],
+                cwd=ROOT,
+                first=stage,
+                check=False,
+            ).splitlines()
+            if line.startswith("FAILED")
+        ]
+        names = [f"`{name}` ({failed.count(name)})" for name in dict.fromkeys(failed)]
+        print(f"| {fault.what} | {', '.join(names) or '**none**'} |")
+
+
+def run_mutmut(modules: list[str]) -> None:
     """Test the mutants of each module and print the results as Markdown."""
     counts: dict[str, tuple[int, int]] = {}
     alive: list[str] = []
@@ -65,6 +152,9 @@ def prepare(stage: Path, module: str) -> None:
         "pytest_add_cli_args_test_selection": [f"tests/train/{name}" for name in TESTS[module]],
         "process_isolation": ["forkserver"],  # torch's threads do not survive a plain fork
         "use_git_change_detection": ["false"],
+        # Seconds more than the tests took, times 15: a busy machine must not look like a mutant
+        # that loops.
+        "timeout_constant": ["10"],
     }
     lines = ["[mutmut]"]
     for key, values in options.items():
@@ -75,12 +165,28 @@ def prepare(stage: Path, module: str) -> None:
 
 def mutmut(stage: Path, *arguments: str) -> str:
     """Run mutmut in a stage and return what it prints."""
-    paths = [str(ROOT / name) for name in ("services", "client", "tests")]
+    # `run` fails where a mutant lives.
+    return python(["mutmut", *arguments], cwd=stage, check=arguments[0] != "run")
+
+
+def python(module: list[str], *, cwd: Path, check: bool, first: Path | None = None) -> str:
+    """Run a module with its arguments on our code and return what it prints.
+
+    `first` is a folder whose packages come before ours.
+    """
+    paths = [
+        *([first] if first else []),
+        *(ROOT / name for name in ("services", "client", "tests")),
+    ]
     return subprocess.run(
-        [sys.executable, "-m", "mutmut", *arguments],
-        cwd=stage,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        check=arguments[0] != "run",  # `run` fails where a mutant lives
+        [sys.executable, "-m", *module],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "OMP_NUM_THREADS": "1",
+        },
+        check=check,
         capture_output=True,
         text=True,
     ).stdout
@@ -96,4 +202,4 @@ def difference(shown: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(TESTS))
+    main(sys.argv[1:] or [*TESTS, "planted"])

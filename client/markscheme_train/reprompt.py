@@ -73,10 +73,10 @@ def build_teacher_prompt(
             continue
         if response is None:
             return None
-        available = max_tokens - len(tokens(reprompt(prompt, "", ())))
+        available = max_tokens - len(tokens(reprompt(prompt, "")))
         # Tokens at the joints can differ from those counted apart: shorten until it fits.
         for keep in range(available, max(0, available // 2), -max(1, available // 8)):
-            ids = tokens(reprompt(prompt, cut(response, keep), ()))
+            ids = tokens(reprompt(prompt, cut(response, keep)))
             if len(ids) <= max_tokens:
                 return ids
         return None

@@ -361,11 +361,15 @@ class SelfDistillation:
             )
             numbers[own_passes] = 1
             passes = int(total(numbers).nonzero().max())
+        lengths = batch["completion_mask"].sum(1).tolist()
         # Rows of similar length share a batch, which saves padding.
-        indices = sorted(prompts, key=lambda index: len(prompts[index]))
+        indices = sorted(prompts, key=lambda index: len(prompts[index]) + lengths[index])
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
-            completion, mask = batch["completion_ids"][part], batch["completion_mask"][part]
+            keep = max(lengths[index] for index in part)
+            completion, mask = (
+                batch[name][part, :keep] for name in ("completion_ids", "completion_mask")
+            )
             width = max(len(prompts[index]) for index in part)
             # Padded on the left, so that the rollouts' tokens start in one column.
             ids = completion.new_full((len(part), width), self._tokenizer.pad_token_id)
@@ -378,10 +382,11 @@ class SelfDistillation:
             states = self.self_teacher.states(
                 torch.cat([ids, completion], 1),
                 torch.cat([seen, mask.to(seen)], 1),
-                completion.shape[1],
+                keep,
             )
             for row, index in enumerate(part):
-                row_states[index] = states[row, student_token_mask(batch)[index].bool()].clone()
+                learnt = student_token_mask(batch)[index, :keep].bool()
+                row_states[index] = states[row, learnt].clone()
         for _ in range(own_passes, passes):
             # A sharded model's forward pass needs every process: this one has no row left.
             first = batch["completion_ids"][:1]

@@ -132,8 +132,7 @@ class AdapterCopy:
         with torch.no_grad():
             for own, other in self._pairs:
                 own.copy_(other)
-                # The optimiser must not train it; `update` moves it.
-                own.requires_grad_(False)
+        # Only the active adapter requires gradients: `update` moves the other, no optimiser.
         model.set_adapter(STUDENT_ADAPTER)
 
     def start(self) -> None:
@@ -307,7 +306,7 @@ class TrustRegion:
         self, reference: SelfTeacher, student: Any, coefficient: Callable[[], float]
     ) -> None:
         self._reference, self._student, self._coefficient = reference, student, coefficient
-        self._share = 0.0
+        self._share: float
 
     @property
     def sharded(self) -> bool:

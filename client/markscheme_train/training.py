@@ -339,12 +339,17 @@ def load_model(config: TrainConfig) -> tuple[Any, Any]:
     """
     if _is_local(config.model) and not Path(config.model).is_dir():
         raise ModelError(f"there is no model folder `{config.model}`")
-    options = {"dtype": torch.float32, **(config.model_init_kwargs or {})}
+    options = {
+        "dtype": torch.float32,
+        "trust_remote_code": config.trust_remote_code,
+        **(config.model_init_kwargs or {}),
+    }
+    source = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
     # Applied to the model below; the trainer gets it loaded.
     config.model_init_kwargs = None
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
+        tokenizer = AutoTokenizer.from_pretrained(config.model, **source)
     except (*SETTING_ERRORS, AttributeError) as error:
         why = str(error).partition("\n")[0]
         raise ModelError(f"cannot load the model `{config.model}`: {why}") from error

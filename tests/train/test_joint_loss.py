@@ -21,6 +21,7 @@ from markscheme_train.losses import SrpoConfig, SrpoInputs
 from markscheme_train.optimiser_step import count_by_step
 from markscheme_train.reprompt import reprompt
 from markscheme_train.reward import RubricReward
+from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer
 from train.tiny import ScriptedClient
@@ -332,6 +333,22 @@ def test_the_sampler_s_mismatch_is_corrected_in_what_trains(
     found = trainer._compute_loss(trainer.model, batch)
     assert found.item() == pytest.approx(loss.item(), abs=1e-5)
     torch.testing.assert_close(gradient(trainer, found), wanted, atol=1e-5, rtol=1e-3)
+
+
+def test_the_self_teacher_reads_no_further_than_the_longest_rollout_beside(
+    make: Callable[..., tuple[MarkschemeTrainer, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five rows the one with the longest rollout is run apart from the other four."""
+    kept: list[int] = []
+    plain = ModelCopy.states
+
+    def states(self: ModelCopy, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
+        kept.append(keep)
+        return plain(self, ids, mask, keep)
+
+    monkeypatch.setattr(ModelCopy, "states", states)
+    make(mismatch=torch.zeros(len(REWARDS), 6), per_device_train_batch_size=4)
+    assert kept == [4, 6]
 
 
 def test_a_mismatch_is_left_alone_where_no_correction_is_asked_for(

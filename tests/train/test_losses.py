@@ -99,6 +99,13 @@ def test_generalized_jsd(alpha: str) -> None:
     close(logits.grad, v["alpha"][alpha]["grad_wrt_student_logits"], GRADIENT)
 
 
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_an_alpha_that_is_no_share_is_refused(alpha: float) -> None:
+    equal = t([0.5, 0.5]).log()
+    with pytest.raises(ValueError, match=f"^alpha must lie between 0 and 1, not {alpha}$"):
+        losses.generalized_jsd(equal, equal, alpha=alpha)
+
+
 def test_divergence_of_impossible_tokens_is_finite() -> None:
     student = t([0.5, 0.5, 0.0]).log().requires_grad_()
     for alpha in (0.25, 0.5, 0.75):
@@ -155,6 +162,11 @@ def test_entropy_weights(beta: str) -> None:
     close(entropy[0], v["entropy_nats"])
     weights = losses.entropy_weights(entropy, t([v["valid_mask"]]), beta=float(beta))
     close(weights[0], v["beta"][beta]["normalised"])
+
+
+def test_a_lone_token_weighs_1() -> None:
+    weights = losses.entropy_weights(t([[0.3, 2.0]]), t([[0, 1]]), beta=1.0)
+    close(weights, [[0.0, 1.0]])
 
 
 def test_entropy_weights_of_parts_are_those_of_the_whole() -> None:
@@ -341,6 +353,18 @@ def test_a_token_is_clipped_where_a_clip_takes_its_gradient(
     loss.backward()
     assert own.grad is not None
     assert (own.grad[0, 0] == 0) == (clipped or advantage == 0)
+
+
+@pytest.mark.parametrize(("advantage", "ratio"), [(1.0, 2.0), (-1.0, 0.5), (-1.0, 4.0)])
+def test_a_token_at_a_clip_keeps_its_gradient(advantage: float, ratio: float) -> None:
+    own = t([[0.0]]).requires_grad_()
+    inputs = SrpoInputs(own, -t([[ratio]]).log(), t([advantage]), t([[1.0]]), torch.tensor([False]))
+    clips = {"clip_low": 0.5, "clip_high": 1.0, "dual_clip": 4.0}
+    loss, metrics = losses.srpo_loss(inputs, SrpoConfig(**clips))
+    loss.backward()
+    assert own.grad is not None
+    assert own.grad.item() != 0
+    assert metrics["clip_share"].item() == 0
 
 
 def test_log_ratios_are_bounded_on_both_sides() -> None:

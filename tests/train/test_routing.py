@@ -41,6 +41,14 @@ def test_negative_rewards_are_failures_and_are_led_by_any_that_is_better() -> No
     assert route([-0.9, -0.3], success=-0.5, gap=0.5).demonstrations == (1, None)
 
 
+def test_a_score_at_a_threshold_meets_it() -> None:
+    routes = route([0.5, 0.0])
+    assert routes.branches == (Branch.GRPO, Branch.SDPO)
+    assert routes.demonstrations == (None, 0)
+    assert route([0.8, 0.6], success=0.7, demonstration=0.8, gap=0.2).demonstrations == (None, 0)
+    assert route([0.0], success=0.5, teacher_score=0.5).demonstrations == (TEACHER,)
+
+
 def test_a_near_tie_is_left_to_the_reward() -> None:
     assert route([0.8, 0.65], success=0.7, demonstration=0.8, gap=0.2).branches == (
         Branch.GRPO,

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
 from markscheme_train.reward import Row, RowScore, RubricReward
-from markscheme_train.self_distillation import ScoredRows, SelfDistillation
+from markscheme_train.self_distillation import (
+    BranchNorms,
+    ScoredRows,
+    SelfDistillation,
+    _relative_deviation,
+)
 from markscheme_train.self_teacher import ModelCopy
 from markscheme_train.sharding import check_shards
 from markscheme_train.trainer import MarkschemeTrainer
@@ -35,6 +41,15 @@ def gradient(trainer: MarkschemeTrainer, loss: torch.Tensor) -> torch.Tensor:
     trainer.model.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten().clone() for p in trainer.model.parameters()])
+
+
+def make_sure_of_itself(trainer: MarkschemeTrainer) -> None:
+    """Let the self-teacher's entropies differ: as initialised, it is unsure of everything."""
+    teacher = trainer.distillation and trainer.distillation.self_teacher
+    assert isinstance(teacher, ModelCopy)
+    with torch.no_grad():
+        for weight in teacher.model.parameters():
+            weight.mul_(6)
 
 
 def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(
@@ -62,6 +77,85 @@ def test_failed_rollouts_with_a_good_sibling_go_to_the_self_teacher(
     ]
 
 
+def test_the_log_says_how_much_is_taught_and_how_sure_the_self_teacher_is(
+    make_srpo_trainer: Maker,
+) -> None:
+    rewards = [1.0, 0.0, None, 0.2, 1.0, None, 0.6, 0.3]
+    places = iter(rewards)
+    trainer = make_srpo_trainer(lambda place, rollout: next(places), entropy_beta=0.5)
+    make_sure_of_itself(trainer)
+    batch = generate(trainer)
+    mask = batch["completion_mask"].bool()
+    counted = mask & torch.tensor([False, True, False, True, False, False, False, True])[:, None]
+    entropies = batch["teacher_entropy"][counted].double()
+    weights = (-0.5 * entropies).exp()
+    weights = weights / weights.mean()
+    expected = {
+        "routed_share": 3 / 8,
+        # The lone success of the first group has no other one to be shown.
+        "informed_share": 5 / 8,
+        "failed_share": 3 / 8,
+        "routed_token_share": counted.sum().item() / mask.sum().item(),
+        "entropy_mean": entropies.mean().item(),
+        "weight_std": weights.std(correction=0).item(),
+    }
+    for name, values in (("entropy", entropies), ("weight", weights)):
+        ordered = sorted(values.tolist())
+        for share in (10, 50, 90):
+            expected[f"{name}_p{share}"] = ordered[(len(ordered) - 1) * share // 100]
+    assert entropies.std() > 0.1
+    told = {
+        name.partition("/")[2]: values
+        for name, values in trainer._metrics["train"].items()
+        if name.startswith("distillation/")
+    }
+    assert told.keys() == expected.keys()
+    for name, value in expected.items():
+        assert told[name] == [pytest.approx(value, rel=1e-5)], name
+    student, _ = trainer._run_student(trainer.model, batch)
+    trainer._compute_loss(trainer.model, batch)
+    own = student.entropies[mask].mean().item()
+    assert trainer._metrics["train"]["entropy"] == [pytest.approx(own)]
+
+
+def test_where_nothing_is_routed_there_is_no_entropy_to_log(make_srpo_trainer: Maker) -> None:
+    trainer = make_srpo_trainer(lambda place, rollout: None)
+    generate(trainer)
+    assert not any("entropy_" in name or "weight_" in name for name in trainer._metrics["train"])
+    assert "distillation/routed_token_share" not in trainer._metrics["train"]
+    assert trainer._metrics["train"]["distillation/routed_share"] == [0.0]
+
+
+def test_the_best_of_the_teachers_responses_is_shown(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo", "teacher_demonstration": True})
+    distillation = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    rows = ScoredRows(
+        [Row("w1", "w2", teacher_responses=["w60", "w61", "w62", "w63"])] * 8,
+        [RowScore(0.2, False)] * 8,
+        [[None, 0.7, 0.9, 0.9]] * 4 + [[None, None, 0.4, None]] * 4,
+    )
+    contexts = distillation.routes(rows)
+    # The second group's best response is itself a failure.
+    assert [context.demonstration for context in contexts] == ["w62"] * 4 + [None] * 4
+    assert [context.external for context in contexts] == [True] * 4 + [False] * 4
+    assert [context.routed for context in contexts] == [True] * 4 + [False] * 4
+    assert not any(context.control for context in contexts)
+
+
+@pytest.mark.parametrize(("most", "fits"), [(32, False), (64, True)])
+def test_a_rollout_is_not_taught_where_the_self_teachers_prompt_would_be_too_long(
+    most: int, fits: bool, make_srpo_trainer: Maker
+) -> None:
+    trainer = make_srpo_trainer(max_reprompt_length=most)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    task = " ".join(["w1"] * 20)
+    batch = trainer._generate_and_score_completions([{"prompt": task}] * 4)
+    assert batch["routed"].tolist() == [False, fits, fits, False]
+
+
 @pytest.mark.parametrize("plain_device", ["cpu", "none"])
 def test_how_strongly_each_branch_pulls(
     plain_device: str, make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +180,7 @@ def test_how_strongly_each_branch_pulls(
 
 def test_micro_batches_add_up(make_srpo_trainer: Maker) -> None:
     trainer = make_srpo_trainer()
+    make_sure_of_itself(trainer)
     batch = generate(trainer)
     whole = gradient(trainer, trainer._compute_loss(trainer.model, batch))
     parts = []
@@ -168,6 +263,55 @@ def test_a_demonstration_is_shown_without_the_thought_that_is_not_judged(
     expected = shown if thinking != "keep" else text
     for demonstration in (text, [{"role": "assistant", "content": text}]):
         assert distillation._readable(demonstration)[0] == expected
+
+
+def test_a_demonstration_is_counted_and_cut_without_the_tokenizers_own_tokens(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 1)]
+    )
+    config = build_config({**settings, "preset": "srpo", "min_demonstration_tokens": 3})
+    distillation = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    for demonstration in ("w1 w2 w3", [{"role": "assistant", "content": "w1 w2 w3"}]):
+        text, cut = distillation._readable(demonstration)
+        assert text == "w1 w2 w3"
+        assert cut(text, 2) == "w1 w2"
+    assert distillation._is_too_short("w1 w2")
+    assert not distillation._is_too_short("w1 w2 w3")
+
+
+def test_a_chat_is_rendered_as_the_students_prompts_are(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}w9 {% endif %}"
+        "{% if tools %}w8 {% endif %}{% if enable_thinking %}w7{% endif %}"
+    )
+    config = build_config(
+        {**settings, "preset": "srpo", "chat_template_kwargs": {"enable_thinking": True}}
+    )
+    tool = {"type": "function", "function": {"name": "look_up"}}
+    chat = [{"role": "user", "content": "w1 w2"}]
+    for template, expected in (({"tools": [tool]}, "w1 w2 w9 w8 w7"), (None, "w1 w2 w9 w7")):
+        distillation = SelfDistillation(config, SimpleNamespace(), tokenizer, template)  # type: ignore[arg-type]
+        assert distillation._tokens(chat) == tokenizer(expected)["input_ids"]
+        assert distillation._tokens("w1 w2") == tokenizer("w1 w2")["input_ids"]
+
+
+def test_norms_are_summed_in_full_precision() -> None:
+    norms, states = BranchNorms(), torch.ones(2, 1, 3, dtype=torch.bfloat16, requires_grad=True)
+    norms.watch([states], torch.tensor([True, False]))
+    states.sum().backward()
+    # Three ones: their norm is the root of 3, which bf16 rounds to 1.734.
+    torch.testing.assert_close(norms.take(torch.device("cpu")), torch.tensor([3.0, 3.0]))
+    assert norms.take(torch.device("cpu")).tolist() == [0.0, 0.0]
+
+
+def test_weights_that_all_underflow_have_no_deviation() -> None:
+    assert _relative_deviation(3, 0.0, 0.0) == 0.0
+    assert _relative_deviation(2, 4.0, 10.0) == pytest.approx(0.5)
 
 
 def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_that_is_told(

@@ -51,6 +51,7 @@ def adapted(model: Any) -> Any:
 def test_it_starts_as_the_student(model: Any) -> None:
     plain = model.eval()(input_ids=IDS, attention_mask=MASK).logits[:, -3:-1]
     torch.testing.assert_close(logits(ModelCopy(model)), plain)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,18 @@ def test_a_trust_region_of_a_model_in_half_precision_mixes_in_full(model: Any) -
     assert logits(teacher).dtype == torch.float32
 
 
+def test_a_trust_region_mixes_in_full_where_the_reference_is_in_half_precision(model: Any) -> None:
+    """As where the whole head of a self-teacher in shards is."""
+    copied = ModelCopy(model)
+    reference: Any = SimpleNamespace(
+        states=copied.states, head=lambda states: copied.head(states).bfloat16()
+    )
+    mixed = logits(TrustRegion(reference, model, lambda: 0.5))
+    assert mixed.dtype == torch.float32
+    full = logits(TrustRegion(copied, model, lambda: 0.5))
+    torch.testing.assert_close(mixed, full, atol=1e-2, rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -227,6 +240,8 @@ def test_a_rate_falls_over_the_run_as_scheduled(schedule: Any, expected: list[fl
         ({"lm_head_multiplier": 0.5}, 0.5),
         ({"logits_scaling": 4.0}, 0.25),
         ({"logits_scaling": 4.0, "model_type": "hyperclovax"}, 4.0),
+        ({"logit_scale": 2.0}, 2.0),
+        ({"logit_scale": 2.0, "logits_scaling": 4.0}, 0.5),
     ],
 )
 def test_a_factor_of_logits_goes_by_many_names(settings: dict[str, Any], factor: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from markscheme.errors import ConnectionFailed, MarkschemeError
 from markscheme.vocabulary import REASON_HELP, UnscoredReason
@@ -26,7 +26,7 @@ from markscheme_train.errors import (
 from markscheme_train.run_folder import check_processes, config_fingerprint, resolve_run_id
 from markscheme_train.step_log import StepRecord, read_records
 from markscheme_train.trainer import MarkschemeTrainer
-from markscheme_train.training import resolve_thinking, train
+from markscheme_train.training import load_model, resolve_thinking, train
 from train.tiny import CRITERION, ScriptedClient
 
 # TRL 1.16 still reads a name that transformers 5.23 has deprecated.
@@ -269,6 +269,22 @@ def test_what_cannot_start_says_why(
 ) -> None:
     with pytest.raises(error, match=message):
         run({**settings, **change})
+
+
+def test_model_and_tokenizer_are_of_one_revision_whose_code_is_trusted_as_set(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    for kind in (AutoModelForCausalLM, AutoTokenizer):
+
+        def load(name: str, plain: Any = kind.from_pretrained, **options: Any) -> Any:
+            asked.append((options["revision"], options["trust_remote_code"]))
+            return plain(name)
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+    given = {"model_init_kwargs": {"revision": "v2"}, "trust_remote_code": True}
+    load_model(build_config(settings | given))
+    assert asked == [("v2", True)] * 2
 
 
 def test_a_batch_of_which_too_much_is_unscored_is_not_learnt_from_and_comes_again(
