@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from markscheme import schema
 from markscheme_server.app import create_app
+from markscheme_server.cli.server import tune_garbage_collector
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.replay import ReplayedRollout
@@ -107,6 +108,7 @@ async def measure(settings: Settings) -> None:
     store = Store(settings.sqlalchemy_url)
     await store.teams.create("red", Actor())
     await seed_run(store, "red", "run", SIZE)
+    tune_garbage_collector()  # as the service does
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
         assert state is not None

@@ -165,7 +165,8 @@ class RunGroupStore:
             t.team == team, t.prompt_key == prompt, self._db.in_keys(t.text_key, "keys")
         )
         query = sa.select(texts.c.key, texts.c.text, texts.c.messages).where(
-            sa.or_(texts.c.key.in_(own), texts.c.key.in_(bank))
+            # Not two conditions: with OR, PostgreSQL reads all texts.
+            texts.c.key.in_(sa.union_all(own, bank))
         )
         async with self._db.reading(team_scope(team)) as connection:
             rows = await connection.execute(query, {"keys": self._db.keys(teacher_keys)})
