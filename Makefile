@@ -69,7 +69,7 @@ $(PAGES_VENV)/.ready: $(VENV)/.ready
 	cd build/axe && npm pack --silent axe-core@4.14.1 && tar -xzf axe-core-4.14.1.tgz
 	touch $@
 
-test-pages: $(PAGES_VENV)/.ready  ## Every page in Chromium: console, policy, axe, widths, no JavaScript (slow, ten minutes; needs chromium and npm)
+test-pages: $(PAGES_VENV)/.ready  ## Every page in Chromium: console, policy, axe, widths, no JavaScript (slow, a quarter of an hour; needs chromium and npm, fetches the model of the demo)
 	$(CLEAN) $(PAGES_VENV)/bin/python -m pytest -m slow tests/browser
 
 # The demo trains a run only if none is there; the browser is Debian's.
