@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NewType
 from weakref import WeakKeyDictionary
@@ -383,14 +384,20 @@ class Database:
         self, scope: TeamScope, steps: Iterable[tuple[Any, Mapping[str, Any]]]
     ) -> driver.Rows:
         """Execute statements in one transaction through PostgreSQL's driver; see `driver.run`."""
-        prepared = []
-        for statement, parameters in steps:
-            found = self._driver_statements.get(statement)
-            if found is None:
-                found = driver.DriverStatement(statement, self.engine.dialect)
-                self._driver_statements[statement] = found
-            prepared.append((found, found.arguments(parameters)))
-        return await greenlet_spawn(driver.run, self.engine.sync_engine, scope, prepared)
+        return await greenlet_spawn(
+            driver.run,
+            self.engine.sync_engine,
+            scope,
+            # One by one, between the answers: what a step binds may be long.
+            ((self._driver_statement(statement), bound) for statement, bound in steps),
+        )
+
+    def _driver_statement(self, statement: Any) -> driver.DriverStatement:
+        found = self._driver_statements.get(statement)
+        if found is None:
+            found = driver.DriverStatement(statement, self.engine.dialect)
+            self._driver_statements[statement] = found
+        return found
 
     def combine(self, *statements: Any, returning: int = -1) -> "WriteBatch":
         """Combine writes into one transaction; `write` returns the rows of ``returning``.
@@ -427,9 +434,8 @@ class Database:
         """
         if not self._is_sqlite:
             with self._noticing_a_full_disk(), _driver_errors_as_sqlalchemys():
-                return await self._run(
-                    scope, [*first, *((each, parameters) for each in batch.statements)]
-                )
+                own = ((each, parameters) for each in batch.statements)
+                return await self._run(scope, chain(first, own))
         rows: Sequence[Any] = ()
         async with self.writing(scope) as connection:
             for statement, own_parameters in first:

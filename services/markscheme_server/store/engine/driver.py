@@ -6,7 +6,7 @@ for a transaction. A small read takes half of the computing this way (`python -m
 A scoring request makes about eight transactions of one statement each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -63,10 +63,11 @@ class DriverStatement:
 
 
 def run(
-    engine: sa.Engine, scope: str, steps: Sequence[tuple[DriverStatement, tuple[Any, ...]]]
+    engine: sa.Engine, scope: str, steps: Iterable[tuple[DriverStatement, Mapping[str, Any]]]
 ) -> Rows:
     """Execute statements in one transaction that begins in ``scope``; return the last one's rows.
 
+    ``steps``: statements with their parameters, taken one by one.
     Call it by `sqlalchemy.util.greenlet_spawn`. Raises `sqlalchemy.exc.DBAPIError`, as a connection
     of SQLAlchemy does, and Python's own errors from the driver.
     """
@@ -78,9 +79,9 @@ def run(
         driver.scope = scope
         cursor = connection.cursor()
         rows: Rows = ()
-        for statement, arguments in steps:
+        for statement, parameters in steps:
             sql = statement.sql
-            cursor.execute(sql, arguments)
+            cursor.execute(sql, statement.arguments(parameters))
             rows = statement.rows(cursor)
         connection.commit()
         return rows
