@@ -137,7 +137,7 @@ class ReplayWorker:
         work = _Pass(replay)
         while not self._stopping and work.ended is None:
             groups = await self._store.open_groups(replay.team, replay.id)
-            if not groups or not await self._goes_on(replay):
+            if not groups or not await self._is_live(replay):
                 break
             new = (group for group in groups if not group.tries)
             await asyncio.gather(*(self._take(work, new) for _ in range(AT_A_TIME)))
@@ -158,7 +158,7 @@ class ReplayWorker:
                 log.error("replay_failed", replay=replay.id, exc_info=error)
                 await self._store.change(replay, "failed", INTERNAL)
 
-    async def _goes_on(self, replay: StoredReplay) -> bool:
+    async def _is_live(self, replay: StoredReplay) -> bool:
         """Return whether the replay still exists and is not over."""
         now = await self._store.find(replay.team, replay.id)
         return now is not None and now.state in LIVE
