@@ -14,7 +14,7 @@ from fakes.processes import eventually
 from markscheme import Client
 from markscheme.errors import Conflict, InvalidRequest, NotFound
 from markscheme.schema import ReplayDetail
-from markscheme_server.scoring import replay_worker
+from markscheme_server.scoring import replay_worker, replays
 from server.deployment import CALL_USD, Deployment
 from server.organisation import OPERATOR, Keys
 
@@ -157,6 +157,18 @@ def test_another_judge_is_compared_rollout_by_rollout(
     assert found.cost_usd == pytest.approx(found.calls * CALL_USD)
     assert estimate.max_usd is not None
     assert found.cost_usd <= estimate.max_usd
+
+
+def test_an_estimate_of_a_long_run_is_scaled_up_from_some_of_its_groups(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.train()
+    exact = service.client.estimate_replay("run", judge="lenient")
+    monkeypatch.setattr(replays, "MAX_SAMPLE", 2)
+    scaled = service.client.estimate_replay("run", judge="lenient")
+    assert (exact.sampled_groups, scaled.sampled_groups) == (3, 2)
+    assert (scaled.groups, scaled.rollouts, scaled.calls) == (3, ROLLOUTS, ROLLOUTS)
+    assert scaled.max_usd == pytest.approx(exact.max_usd, rel=0.2)
 
 
 def test_the_run_stays_as_it_is(service: Service) -> None:
