@@ -11,7 +11,6 @@ JUDGE, STORE, TRAIN, CLIENT = (
     "tests/train/",
     "tests/client/",
 )
-_NO_JOBS = "the service has no job queue: what a request asks for is done while it waits"
 
 
 @dataclass(frozen=True)
@@ -290,7 +289,18 @@ def _cache() -> list[Check]:
 def _crash() -> list[Check]:
     area = "Jobs, crashes, shutdown"
     return [
-        Check(26, area, "Killed workers lose no job.", not_applicable=_NO_JOBS),
+        Check(
+            26,
+            area,
+            "Killed workers lose no job.",
+            (
+                pytest(
+                    f"{FAULT}test_replays.py::test_a_hundred_killed_processes_lose_no_replay",
+                    slow=True,
+                    limit_s=1800,
+                ),
+            ),
+        ),
         Check(
             27,
             area,
@@ -305,9 +315,24 @@ def _crash() -> list[Check]:
             (pytest(f"{FAULT}test_postgres.py", slow=True, limit_s=600),),
         ),
         Check(
-            29, area, "A worker that comes back too late is fenced off.", not_applicable=_NO_JOBS
+            29,
+            area,
+            "A worker that comes back too late is fenced off.",
+            (pytest(f"{FAULT}test_replays.py::test_a_stalled_process_changes_nothing_late"),),
         ),
-        Check(30, area, "A poisonous job is given up after five tries.", not_applicable=_NO_JOBS),
+        Check(
+            30,
+            area,
+            "A poisonous job is given up after five tries.",
+            (
+                pytest(
+                    f"{FAULT}test_replays.py::test_a_group_that_fails_is_skipped_after_five_tries",
+                    f"{FAULT}test_replays.py::test_a_group_that_ends_its_process_is_skipped_after_five_tries",
+                    slow=True,
+                    limit_s=600,
+                ),
+            ),
+        ),
         Check(
             31,
             area,

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from xml.etree import ElementTree
 FIGURE = "figure"
 """The property under which a test records a figure for the table (``record_property``)."""
 BETWEEN_KILLS_S = 5.0
+LAST_FAILURE = Path("build/acceptance-failure.txt")
+"""What the command said that failed last."""
 _TESTS = [
     sys.executable,
     "-m",
@@ -89,6 +92,9 @@ def run(command: Command, environment: Mapping[str, str] = os.environ) -> Outcom
             finally:
                 _end(process)
         seconds = time.monotonic() - begun
+        if status != 0:
+            LAST_FAILURE.parent.mkdir(exist_ok=True)
+            shutil.copyfile(said, LAST_FAILURE)
         last = said.read_text("utf-8", "replace").strip().splitlines()[-1:]
         if status is None:
             return Outcome(fault=f"not done within {command.limit_s:.0f} s", seconds=seconds)

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from acceptance.checks import CHECKS, Check
-from acceptance.commands import Command, Outcome, run, total
+from acceptance.commands import LAST_FAILURE, Command, Outcome, run, total
 from service.machine import describe, sentence
 from service.report import markdown_table, today
 
@@ -95,6 +95,7 @@ def main() -> None:
             if len(check.commands) > 1:
                 console.print(f"    {command.words}: {said(outcome)}", markup=False)
             if outcome.fault:
+                console.print(f"    what it said: {LAST_FAILURE}", markup=False)
                 break
         row = judge(check, outcomes)
         console.print(f"    {row.status}: {row.figure}", markup=False)

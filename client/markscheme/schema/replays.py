@@ -68,10 +68,10 @@ class Replay(Wire):
     """A replay and how far it is.
 
     `groups` counts all, `done` those that are worked off. `skipped` are those among them that could
-    not be scored, because their texts were pruned or their rubric is no longer visible. `paused`:
-    `reason` says what it waits for, and it goes on by itself. `cost_usd` is what its calls cost so
-    far, without `unpriced_calls`; it is not part of the run's cost. `saved_usd` is what its
-    `cached_verdicts` had cost.
+    not be scored: their texts were pruned, their rubric is no longer visible, or the service failed
+    at them five times. `paused`: `reason` says what it waits for, and it goes on by itself.
+    `cost_usd` is what its calls cost so far, without `unpriced_calls`; it is not part of the run's
+    cost. `saved_usd` is what its `cached_verdicts` had cost.
     """
 
     object: Literal["replay"] = "replay"

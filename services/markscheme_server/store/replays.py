@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -56,6 +56,15 @@ class RunGroupRef:
     prompt_key: str
     rubric_id: str
     judge: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGroup:
+    """A group of a replay that is not done. `tries`: how often it was begun."""
+
+    number: int
+    assignment_id: str
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,7 @@ class ReplayStore:
         rows = [
             {"replay_id": made.id, "number": number, "team": team, "assignment_id": id_}
             | dict.fromkeys(("result", "cached_verdicts", "saved_usd"))
+            | {"tries": 0}
             for number, id_ in enumerate(groups)
         ]
         async with self._db.writing(team_scope(team)) as connection:
@@ -219,16 +229,31 @@ class ReplayStore:
             row = (await connection.execute(query)).first()
         return _replay(row) if row is not None else None
 
-    async def open_groups(self, team: str, replay_id: str) -> list[tuple[int, str]]:
-        """Return (number, assignment) of the groups that are not done."""
+    async def open_groups(self, team: str, replay_id: str) -> list[OpenGroup]:
+        """Return the groups that are not done."""
         g = replay_groups.c
         query = (
-            sa.select(g.number, g.assignment_id)
+            sa.select(g.number, g.assignment_id, g.tries)
             .where(g.team == team, g.replay_id == replay_id, g.cached_verdicts.is_(None))
             .order_by(g.number)
         )
         async with self._db.reading(team_scope(team)) as connection:
-            return [(number, id_) for number, id_ in await connection.execute(query)]
+            return [OpenGroup(*row) for row in await connection.execute(query)]
+
+    async def count_try(self, replay: StoredReplay, number: int, change: Literal[1, -1]) -> None:
+        """Count one try of a group more before it begins, or one less when it ended in order."""
+        g = replay_groups.c
+        async with self._db.writing(team_scope(replay.team)) as connection:
+            await connection.execute(
+                sa.update(replay_groups)
+                .where(
+                    g.team == replay.team,
+                    g.replay_id == replay.id,
+                    g.number == number,
+                    g.cached_verdicts.is_(None),
+                )
+                .values(tries=g.tries + change)
+            )
 
     async def save(
         self,

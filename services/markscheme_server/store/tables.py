@@ -401,11 +401,13 @@ replay_groups = sa.Table(
     sa.Column("result", sa.Text),
     sa.Column("cached_verdicts", sa.Integer),
     sa.Column("saved_usd", sa.Double),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
 )
 """The groups of a replay, in the order of the run. They survive the assignment and hold no text.
 
 ``cached_verdicts``: null until the group is done. ``result``: `store.replays.GroupResult` as JSON;
-null for a group that could not be scored.
+null for a group that could not be scored. ``tries``: how often it was begun, without those times
+that ended in good order, as by a pause.
 """
 
 gathered_groups = sa.Table(

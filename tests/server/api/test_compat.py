@@ -162,6 +162,7 @@ def test_a_prompt_without_a_rubric_is_the_callers_to_mend(
         httpx.post(
             f"{url}/compat/openrlhf/{key}/get_reward?size=1",
             json={"query": ["No rubric. red"], "prompts": ["No rubric."], "labels": [""]},
+            timeout=60,
         ),
     ):
         assert answer.status_code == 422
@@ -222,7 +223,7 @@ def test_what_a_rollout_may_not_say_is_refused(
 ) -> None:
     url, key = colours
     body = {"query": [query], "prompts": [prompt], "labels": [label]}
-    answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=1", json=body)
+    answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=1", json=body, timeout=60)
     assert answer.status_code == 422
 
 
@@ -329,7 +330,7 @@ def test_a_query_that_fails_ends_the_others_of_its_request(
 def test_the_name_of_a_run_is_an_identifier(colours: tuple[str, str]) -> None:
     url, key = colours
     body = {"prompt": PROMPT, "response": "red"}
-    answer = httpx.post(f"{url}/compat/slime/{key}?size=1&run=%00", json=body)
+    answer = httpx.post(f"{url}/compat/slime/{key}?size=1&run=%00", json=body, timeout=60)
     assert answer.status_code == 422
 
 

@@ -77,7 +77,9 @@ class Service:
 
     def page(self, path: str) -> str:
         answer = httpx.get(
-            f"{self.url}/pages/{path}", headers={"Authorization": f"Bearer {self.key}"}
+            f"{self.url}/pages/{path}",
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=60,
         )
         assert answer.status_code == 200, answer.text
         assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -385,7 +387,10 @@ def test_the_page_of_another_teams_replay_is_not_there(service: Service) -> None
     service.train()
     found = service.ended(service.client.create_replay("run", judge="lenient").id)
     blue = {"Authorization": f"Bearer {service.deployment.team('blue')}"}
-    assert httpx.get(f"{service.url}/pages/replays/{found.id}", headers=blue).status_code == 404
+    assert (
+        httpx.get(f"{service.url}/pages/replays/{found.id}", headers=blue, timeout=60).status_code
+        == 404
+    )
 
 
 def test_two_processes_do_not_work_on_one_replay(

@@ -254,6 +254,7 @@ def test_what_cannot_be_shown_of_a_run_is_refused(fields: dict[str, Any], member
         f"{red.url}/v1/runs/r",
         content=json.dumps(fields),
         headers={"Authorization": f"Bearer {red.key}", "Content-Type": "application/json"},
+        timeout=60,
     )
     assert answer.status_code == 422
     assert get(red, "/v1/runs")["data"][0]["facts"] == facts

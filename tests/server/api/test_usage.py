@@ -111,7 +111,10 @@ def test_a_team_that_does_not_exist_has_no_empty_report(deployment: Deployment, 
     assert deployment.admin(url, "GET", path, params={"team": "red-team"}).status_code == 200
     # A key of a team is not told which teams there are.
     own = httpx.get(
-        url + path, params={"team": "redteam"}, headers={"Authorization": f"Bearer {red}"}
+        url + path,
+        params={"team": "redteam"},
+        headers={"Authorization": f"Bearer {red}"},
+        timeout=60,
     )
     assert own.status_code == 403
     assert "red-team" not in own.text

@@ -37,7 +37,7 @@ def test_the_database_dies_under_load(
                     ),
                     per_s=20,
                     for_s=0.5,
-                    timeout_s=40,
+                    timeout_s=PATIENCE_S,
                 )
             )
 

@@ -171,7 +171,9 @@ def test_a_check_always_applies(client: Client) -> None:
     check = {"kind": "max_words", "value": 9}
     criterion = {"text": "Short.", "points": 1, "check": check, "may_not_apply": True}
     answer = httpx.post(
-        f"{client.base_url}/v1/rubrics", json={"prompt": PROMPT, "criteria": [criterion]}
+        f"{client.base_url}/v1/rubrics",
+        json={"prompt": PROMPT, "criteria": [criterion]},
+        timeout=60,
     )
     assert answer.status_code == 422
     assert answer.json()["error"]["param"] == "criteria.0"
@@ -248,7 +250,9 @@ def test_negative_rewards_give_a_group_spread_and_a_mean(client: Client) -> None
 def test_another_clamp_is_a_422(client: Client) -> None:
     rubric = make(client, (NAMES, 1, False))
     answer = httpx.post(
-        f"{client.base_url}/v1/scores", json={"groups": [group(rubric, "x")], "clamp": "none"}
+        f"{client.base_url}/v1/scores",
+        json={"groups": [group(rubric, "x")], "clamp": "none"},
+        timeout=60,
     )
     assert answer.status_code == 422
     assert "clamp" in answer.json()["error"]["param"]

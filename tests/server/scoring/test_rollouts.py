@@ -91,7 +91,10 @@ def test_an_answer_is_that_of_a_batch(pair: list[str], judge: ScriptedJudge) -> 
     bearer = {"Authorization": f"Bearer {OPERATOR}"}
     criteria = [{"text": "It is right.", "points": 2}, {"text": "It is rude.", "points": -1}]
     made = httpx.post(
-        f"{pair[0]}/v1/rubrics", json={"prompt": PROMPT, "criteria": criteria}, headers=bearer
+        f"{pair[0]}/v1/rubrics",
+        json={"prompt": PROMPT, "criteria": criteria},
+        headers=bearer,
+        timeout=60,
     ).json()
     options: dict[str, Any] = {
         "clamp": "signed",

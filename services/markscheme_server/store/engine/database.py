@@ -27,6 +27,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 CONNECT_TIMEOUT_S = 5
 COMMAND_TIMEOUT_S = 30
+MAX_IDLE_IN_TRANSACTION_S = 10
+"""Seconds after which PostgreSQL ends the transaction of a process that fell silent in it.
+
+Shorter than `COMMAND_TIMEOUT_S`, so that those who wait for its locks get them in time.
+"""
 PING_TIMEOUT_S = 2
 BUSY_TIMEOUT_MS = 30_000
 SQLITE_CACHE_KIB = 512
@@ -234,20 +239,26 @@ def _driver_errors_as_sqlalchemys() -> Iterator[None]:
 
 
 class _ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection whose transactions begin in its ``scope``, which row-level security reads."""
+    """A connection whose transactions begin in its ``scope``, which row-level security reads.
+
+    None of them outlives its process for long, frozen or cut off: it would hold its locks.
+    """
 
     scope = NO_TEAM
 
     async def execute(self, query: str, *args: Any, **options: Any) -> str:
-        """Execute a statement; with ``BEGIN`` send ``SET LOCAL`` of the scope.
+        """Execute a statement; with ``BEGIN`` send ``SET LOCAL`` of the scope and of the time.
 
-        Both take one round trip. asyncpg sends ``BEGIN`` this way, and SQLAlchemy nothing else.
+        All take one round trip. asyncpg sends ``BEGIN`` this way, and SQLAlchemy nothing else.
         """
         if not query.startswith("BEGIN"):
             return str(await super().execute(query, *args, **options))
         try:
             # SET takes no parameters; `team_scope` has checked that no name holds a quotation mark.
-            scoped = f"{query} SET LOCAL markscheme.teams = '{self.scope}'"
+            scoped = (
+                f"{query} SET LOCAL markscheme.teams = '{self.scope}'; "
+                f"SET LOCAL idle_in_transaction_session_timeout = '{MAX_IDLE_IN_TRANSACTION_S}s'"
+            )
             return str(await super().execute(scoped, *args, **options))
         except BaseException:
             # SQLAlchemy takes the transaction for not begun, and would not roll it back.

@@ -11,11 +11,13 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.engine.database import ALL_TEAMS, POOL_SIZE
+from markscheme_server.store.engine import database
+from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, POOL_SIZE, is_outage
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance.migrate import migrate
 from markscheme_server.store.rubrics import Search
 from markscheme_server.store.store import Store
+from markscheme_server.store.tables import claims
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 
@@ -99,6 +101,33 @@ async def test_errors_do_not_show_what_users_sent(store: Store) -> None:
         )  # type: ignore[arg-type]
     assert "secret words" not in str(caught.value).split("DETAIL")[0]
     await store.database.close()
+
+
+async def test_a_transaction_that_falls_silent_holds_nobody_up(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a process that is frozen, or whose machine is gone: PostgreSQL would wait for hours."""
+    monkeypatch.setattr(database, "MAX_IDLE_IN_TRANSACTION_S", 1)
+    silent, other = Store(empty_database), Store(empty_database)
+    await migrate(silent.database)
+    claim = await silent.claims.acquire("the work")
+    assert claim is not None
+    lock = sa.select(claims.c.key).with_for_update()
+
+    async def fall_silent() -> None:
+        async with silent.database.writing(NO_TEAM) as connection:
+            await connection.execute(lock)
+            async with other.database.writing(NO_TEAM) as waiting:
+                assert (await waiting.execute(lock)).scalars().all() == ["the work"]
+            await connection.execute(lock)
+
+    with pytest.raises(sa.exc.DBAPIError) as late:
+        await fall_silent()
+    assert is_outage(late.value)
+    await silent.claims.drop(claim)
+    assert not await other.claims.is_held("the work")
+    for store in (silent, other):
+        await store.database.close()
 
 
 async def test_a_rush_opens_no_connections_beyond_the_pool(store: Store) -> None:
