@@ -313,8 +313,8 @@ def test_only_the_tokens_at_the_end_are_taken_away(text: str, rest: str) -> None
 def test_a_query_that_fails_ends_the_others_of_its_request(
     deployment: Deployment, count: Callable[..., int]
 ) -> None:
-    url, key = deployment.start(), deployment.key("red", "score")
-    call(url, "POST", "/v1/rubrics", deployment.key("red", "induce"), RUBRIC)
+    url, key = deployment.start(), deployment.key("red", "score", "induce")
+    call(url, "POST", "/v1/rubrics", key, RUBRIC)
     # The first waits for the other rollout of its group; the rubric of the second is not there.
     body = {
         "query": [f"{PROMPT} red", "b c"],
