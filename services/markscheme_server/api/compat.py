@@ -6,6 +6,7 @@ trace or error names a path with its values.
 
 import asyncio
 import re
+import string
 from collections.abc import Awaitable, Iterable
 from typing import Annotated, Any
 
@@ -30,10 +31,10 @@ OPENRLHF_MS, SLIME_MS = 175_000, 115_000
 _SCOPES = frozenset({"score", "induce"})
 _END_TOKENS = ("</s>", "<eos>", "<end_of_turn>", "<pad>")
 _END_REVERSED = re.compile(
-    rf"\s*(?:(?:>\|[\w.-]+\|<|{'|'.join(token[::-1] for token in _END_TOKENS)})\s*)+", re.ASCII
+    rf"\s*(?:>\|[\w.-]+\|<|{'|'.join(token[::-1] for token in _END_TOKENS)})", re.ASCII
 )
-"""The tokens that end a text, read backwards: searched from its begin, each place would be tried,
-which takes quadratic time."""
+"""A token that ends a text, read backwards, with the white space after it: searched from its begin,
+each place would be tried, which takes quadratic time."""
 _TURNS = (
     (re.compile(r"<\|im_start\|>(\w+)\n"), "<|im_end|>"),
     (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"), "<|eot_id|>"),
@@ -208,8 +209,11 @@ def _response(query: str, prompt: str) -> str:
 
 def without_end(text: str) -> str:
     """Return a text without the special tokens that end it, and the white space around these."""
-    end = _END_REVERSED.match(text[::-1])
-    return text[: len(text) - end.end()] if end else text
+    backwards, size = text[::-1], 0
+    # One by one: a pattern that repeats took 9 times as long for 4 times the text.
+    while token := _END_REVERSED.match(backwards, size):
+        size = token.end()
+    return text[: len(text) - size].rstrip(string.whitespace) if size else text
 
 
 def chat(prompt: str) -> Any:
