@@ -60,7 +60,7 @@ from markscheme_train.self_teacher import (
     output_head,
     scheduled,
 )
-from markscheme_train.zero import GuardedEngine, ZeroShards
+from markscheme_train.zero import GuardedEngine, ZeroShards, gather_for_gradient
 
 SELF_TEACHER_FILE, SELF_TEACHER_FOLDER = "self_teacher.pt", "self_teacher"
 """Where a checkpoint holds the self-teacher: whole in a file, in shards in a folder."""
@@ -664,10 +664,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> bool:
         # TRL's head alone gives entropies a gradient.
         entropy_is_trained = self._entropy_bonus_enabled and torch.is_grad_enabled()
-        # Under ZeRO 3 the head cannot serve TRL's kernel and the divergence in one backward pass.
-        shares_head = self.distillation is not None and is_zero3_run(self.args)
         return (
-            (input_ids.device.type == self.plain_device or shares_head)
+            input_ids.device.type == self.plain_device
             and not compute_aux_loss
             and not entropy_is_trained
             and all(value is None for value in images.values())
@@ -806,6 +804,7 @@ class GuardDeepSpeed(TrainerCallback):  # type: ignore[misc]
         )
         if is_zero3_run(args):
             trainer.check_output_head()
+            gather_for_gradient(_inner(trainer.model).get_output_embeddings())
 
 
 class EpochSampler(RepeatSampler):  # type: ignore[misc]
@@ -859,8 +858,8 @@ def check_shards(trainer: GRPOTrainer) -> None:
         return
     if plugin is not None and plugin.zero_stage == 3 and trainer.aux_loss_enabled:
         raise ConfigError(
-            f"method {trainer.args.method} under ZeRO 3 has no loss for a mixture of experts' "
-            "routers: set router_aux_loss_coef: 0, or use FSDP 2 or ZeRO 2"
+            f"method {trainer.args.method} was not tried under ZeRO 3 with the loss of a mixture "
+            "of experts' routers: set router_aux_loss_coef: 0, or use FSDP 2 or ZeRO 2"
         )
     if is_fsdp(trainer.args) and not trainer.is_fsdp_enabled:
         raise ConfigError("accelerate shards no weights on a CPU: leave out FSDP")

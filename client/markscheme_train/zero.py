@@ -5,6 +5,7 @@ DeepSpeed is imported only where it runs.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,6 +107,22 @@ class GuardedEngine(DeepSpeedEngineWrapper):  # type: ignore[misc]
             if not self.engine.fp16_enabled() and self.engine.optimizer.has_overflow():
                 raise diverged(self._step())
             self.engine.step()
+
+
+def gather_for_gradient(head: nn.Module) -> None:
+    """Have the output head's weights whole when their gradient is stored, under ZeRO 3.
+
+    The gradient is a sum, of TRL's fused head and of the divergence, and torch copies it into new
+    memory of the weight's size. DeepSpeed drops the weight between the two, and TRL gathers it only
+    while it computes its part: without this the size is 0. Gathering is a collective.
+    """
+
+    def gather(weight: Any, _gradient: Tensor) -> None:
+        weight.all_gather()
+
+    for weight in head.parameters():
+        if weight.requires_grad:
+            weight.register_hook(partial(gather, weight))
 
 
 @contextmanager
