@@ -15,7 +15,7 @@ from torch import Tensor
 from markscheme_train.distillation import Head, token_log_probs
 from markscheme_train.hidden_states import last_states, output_head, transformers_model
 from markscheme_train.prefix import can_share, shared_prompt_states
-from markscheme_train.sharding import is_sharded, is_zero3_run
+from markscheme_train.sharding import is_sharded
 
 if TYPE_CHECKING:
     from markscheme_train.trainer import MarkschemeTrainer
@@ -87,10 +87,8 @@ def runs_plainly(
     """Return whether `plain_states` runs the student, and not TRL's fused head."""
     # TRL's head alone gives entropies a gradient.
     entropy_is_trained = trainer._entropy_bonus_enabled and torch.is_grad_enabled()
-    # Under ZeRO 3 the head cannot serve TRL's kernel and the divergence in one backward pass.
-    shares_head = trainer.distillation is not None and is_zero3_run(trainer.args)
     return (
-        (input_ids.device.type == trainer.plain_device or shares_head)
+        input_ids.device.type == trainer.plain_device
         and not compute_aux_loss
         and not entropy_is_trained
         and all(value is None for value in images.values())

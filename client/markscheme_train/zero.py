@@ -5,6 +5,7 @@ DeepSpeed is imported only where it runs.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import TrainerCallback
 
 from markscheme_train.errors import diverged
+from markscheme_train.hidden_states import transformers_model
 from markscheme_train.model_checks import check_output_head
 from markscheme_train.sharding import is_zero3_run
 
@@ -130,6 +132,23 @@ class GuardDeepSpeed(TrainerCallback):  # type: ignore[misc]
         )
         if is_zero3_run(args):
             check_output_head(trainer)
+            gather_for_gradient(transformers_model(trainer.model).get_output_embeddings())
+
+
+def gather_for_gradient(head: nn.Module) -> None:
+    """Have the output head's weights whole when their gradient is stored, under ZeRO 3.
+
+    The gradient is a sum, of TRL's fused head and of the divergence, and torch copies it into new
+    memory of the weight's size. DeepSpeed drops the weight between the two, and TRL gathers it only
+    while it computes its part: without this the size is 0. Gathering is a collective.
+    """
+
+    def gather(weight: Any, _gradient: Tensor) -> None:
+        weight.all_gather()
+
+    for weight in head.parameters():
+        if weight.requires_grad:
+            weight.register_hook(partial(gather, weight))  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -43,17 +43,21 @@ def run(
     settings: dict[str, Any],
     *,
     processes: int,
-    stage: int = 3,
+    stage: int | None = 3,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Train on the same recorded rollouts: one process without DeepSpeed, several with it."""
+    """Train on the same recorded rollouts: one process without DeepSpeed, several with it.
+
+    Without a stage several are without it too, each with whole weights.
+    """
     place = directory / (name or str(processes))
     place.mkdir()
     rows = {"per_device_train_batch_size": 8 // processes, "output_dir": str(place / "run")}
     (place / "settings.json").write_text(json.dumps(settings | rows))
-    write_deepspeed_config(place, stage, bf16=settings.get("bf16", False))
+    if stage is not None:
+        write_deepspeed_config(place, stage, bf16=settings.get("bf16", False))
     run_together(
-        zero_run.main if processes > 1 else recorded_run.main,
+        zero_run.main if processes > 1 and stage is not None else recorded_run.main,
         place / "settings.json",
         place / "out.pt",
         processes=processes,
@@ -85,7 +89,26 @@ def run(
             id="several steps on a batch",
             marks=SLOW,
         ),
-        pytest.param({"plain_device": "none"}, 2, id="as on a GPU", marks=SLOW),
+        pytest.param({"plain_device": "none"}, 2, id="by TRL's head", marks=SLOW),
+        pytest.param(
+            {
+                "plain_device": "none",
+                "self_teacher": "trust_region",
+                "rewards_of_other_groups": [0.0] * 4,
+            },
+            2,
+            id="by TRL's head, a trust region, and a process with nothing to teach",
+            marks=SLOW,
+        ),
+        pytest.param(
+            {"plain_device": "none", "lora_rank": 2},
+            2,
+            id="an adapter by TRL's head",
+            marks=SLOW,
+        ),
+        pytest.param(
+            {"plain_device": "none", "preset": "grpo"}, 2, id="grpo by TRL's head", marks=SLOW
+        ),
         pytest.param({}, 4, id="four processes", marks=SLOW),
     ],
 )
@@ -95,6 +118,26 @@ def test_processes_under_zero_3_do_what_one_does(
     one, several = (run(tmp_path, given | change, processes=count) for count in (1, processes))
     assert several["wrapper"] == "DeepSpeedEngine"
     assert_equal(several, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("epsilon", "least", "most"),
+    [pytest.param(1e-8, 1e-6, 1e-4, id="Adam's"), pytest.param(1e-4, 0.0, 1e-6, id="a large one")],
+)
+def test_rounding_that_adam_magnifies_is_what_four_processes_differ_by(
+    epsilon: float, least: float, most: float, given: dict[str, Any], tmp_path: Path
+) -> None:
+    """Those of `sdpo`, whose gradients here are small; with shards as with whole weights."""
+    given = given | {"preset": "sdpo", "adam_epsilon": epsilon}
+    one = run(tmp_path, given, processes=1)
+    for name, stage in (("shards", 3), ("whole", None)):
+        four = run(tmp_path, given, processes=4, stage=stage, name=name)
+        differences = [
+            float((value - one["student"][key]).abs().max())
+            for key, value in four["student"].items()
+        ]
+        assert least <= max(differences) < most
 
 
 @pytest.mark.slow
