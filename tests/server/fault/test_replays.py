@@ -230,13 +230,13 @@ def test_a_hundred_killed_processes_lose_no_replay(
     )
     process = start(**settings)
     rubric = train(process.url)
+    judge.forget()
+    judge.latency_s = 0.01
     with Client(process.url) as client:
         begun = []
         for i in range(replays):
             fork = client.fork_rubric(rubric, [{"text": f"It is number {i}.", "points": 1}])
             begun.append(client.create_replay("run", rubric_id=fork.id).id)
-    judge.forget()
-    judge.latency_s = 0.01
     for _ in range(kills):
         threshold = judge.count + chance.randrange(10, 2 * replays * per_replay // kills // 3)
         for attempt in eventually():
