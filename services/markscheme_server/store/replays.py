@@ -242,18 +242,7 @@ class ReplayStore:
 
     async def count_try(self, replay: StoredReplay, number: int, change: Literal[1, -1]) -> None:
         """Count one try of a group more before it begins, or one less when it ended in order."""
-        g = replay_groups.c
-        async with self._db.writing(team_scope(replay.team)) as connection:
-            await connection.execute(
-                sa.update(replay_groups)
-                .where(
-                    g.team == replay.team,
-                    g.replay_id == replay.id,
-                    g.number == number,
-                    g.cached_verdicts.is_(None),
-                )
-                .values(tries=g.tries + change)
-            )
+        await self._update_open(replay, number, tries=replay_groups.c.tries + change)
 
     async def save(
         self,
@@ -268,6 +257,16 @@ class ReplayStore:
 
         The first result of a group stands: one that a process stores late changes nothing.
         """
+        await self._update_open(
+            replay,
+            number,
+            result=result.dump() if result is not None else None,
+            cached_verdicts=cached_verdicts,
+            saved_usd=saved_usd,
+        )
+
+    async def _update_open(self, replay: StoredReplay, number: int, **values: Any) -> None:
+        """Change columns of a group, unless it is done."""
         g = replay_groups.c
         async with self._db.writing(team_scope(replay.team)) as connection:
             await connection.execute(
@@ -278,11 +277,7 @@ class ReplayStore:
                     g.number == number,
                     g.cached_verdicts.is_(None),
                 )
-                .values(
-                    result=result.dump() if result is not None else None,
-                    cached_verdicts=cached_verdicts,
-                    saved_usd=saved_usd,
-                )
+                .values(**values)
             )
 
     async def change(
