@@ -163,7 +163,7 @@ def _estimate(estimate: ReplayEstimate) -> str:
     scaled = f" (from {looked_at:,} of the groups)" if looked_at < estimate.groups else ""
     return (
         f"{estimate.groups:,} groups, {estimate.rollouts:,} rollouts: {estimate.calls:,} calls, "
-        f"about {tokens:,} tokens, at most {usd}; "
+        f"about {tokens:,} tokens, {'about' if scaled else 'at most'} {usd}; "
         f"{estimate.cached_verdicts:,} verdicts are stored already{scaled}"
     )
 

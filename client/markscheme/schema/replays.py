@@ -48,7 +48,7 @@ class ReplayEstimate(Wire):
     """`GET /v1/replays/estimate`: what a replay takes at most, before it starts.
 
     Of a long run, `sampled_groups` groups at equal distances were looked at, and all other figures
-    are scaled up from them; of a shorter one all were, and the figures are exact.
+    are scaled up from them, so that none is a bound; of a shorter one all were.
     `cached_verdicts`: verdicts that are stored already and cost nothing. `calls` counts each
     question once; one whose reply cannot be used is asked again, up to two times. `prompt_tokens`
     and `completion_tokens` are about what the calls take. `max_usd` is what they cost if every
