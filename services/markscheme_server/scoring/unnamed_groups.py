@@ -7,7 +7,7 @@ that is whole or its wait is over, and then begins the next.
 import asyncio
 import secrets
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from markscheme import schema
@@ -68,9 +68,7 @@ class UnnamedGroups:
         base = digest([team, run_id, terms(payload.model_copy(update={"run": None}))])
         asked_s = max(0.0, deadline.at - asyncio.get_running_loop().time())
         number, ids = await self._open(team, run_id, base)
-        resumed = await self._store.resume(
-            team, ids, wire.response(wire.said(payload.rollout)), asked_s
-        )
+        resumed = await self._resume(team, ids, payload.rollout, asked_s)
         rollout_id = secrets.token_hex(12)
         if resumed is not None:
             number, rollout_id = ids[resumed[0]], resumed[1]
@@ -93,6 +91,20 @@ class UnnamedGroups:
             await self._store.leave(
                 team, group_id(team, run_id, _key(base, number)), rollout_id, answered=answered
             )
+
+    async def _resume(
+        self, team: str, ids: Iterable[str], rollout: schema.Rollout, asked_s: float
+    ) -> tuple[str, str] | None:
+        """Return group and id of the unanswered rollout whose place this request takes."""
+        resuming = asyncio.ensure_future(
+            self._store.resume(team, ids, wire.response(wire.said(rollout)), asked_s)
+        )
+        try:
+            return await asyncio.shield(resuming)
+        except asyncio.CancelledError:
+            if (place := await resuming) is not None:
+                await self._store.leave(team, *place, answered=False)
+            raise
 
     async def _open(
         self, team: str, run_id: str | None, base: str

@@ -5,6 +5,7 @@ after a restart. Arrivals of a group queue for its row, so that it never holds m
 its size.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -149,13 +150,22 @@ class GatheringStore:
             .returning(r.group_id, r.rollout_id)
         )
         self._leaving: Batcher[_Left, None] = Batcher(self._leave)
+        self._storing: dict[tuple[str, str], asyncio.Future[GroupState | Refusal]] = {}
         self._arriving: Batcher[Arrival, GroupState | Refusal] = Batcher(
             self._arrive, weigh=lambda a: 1 + _characters(a.response) // CHARACTERS_PER_WEIGHT
         )
 
     async def arrive(self, arrival: Arrival) -> GroupState | Refusal:
-        """Store a rollout, once, and return the state of its group."""
-        return await self._arriving.submit(arrival)
+        """Store a rollout, once, and return the state of its group.
+
+        It is stored also when the caller is cancelled; `leave` then waits for that.
+        """
+        storing = asyncio.ensure_future(self._arriving.submit(arrival))
+        if arrival.asked_s is not None:
+            place = (arrival.group_id, arrival.rollout_id)
+            self._storing[place] = storing
+            storing.add_done_callback(lambda _: self._storing.pop(place, None))
+        return await asyncio.shield(storing)
 
     async def states(self, team_of: Mapping[str, str]) -> dict[str, GroupState]:
         """Return the states of groups, given as team by id; those that were deleted are missing."""
@@ -245,6 +255,10 @@ class GatheringStore:
 
     async def leave(self, team: str, group_id: str, rollout_id: str, *, answered: bool) -> None:
         """End the request for a rollout; `resume` finds it if it was not answered."""
+        if (storing := self._storing.get((group_id, rollout_id))) is not None:
+            # Else the end would be stored before there is a rollout, and the rollout would seem
+            # to be waited for.
+            await asyncio.wait([storing])
         await self._leaving.submit(_Left(team, group_id, rollout_id, answered))
 
     async def drain(self) -> None:

@@ -19,8 +19,9 @@ from markscheme_server.api.compat import chat, without_end
 from markscheme_server.config import Settings
 from markscheme_server.domain import keys
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
+from markscheme_server.store.gathering import GatheringStore
 from markscheme_server.store.tables import gathered_groups, gathered_rollouts
-from server.deployment import Deployment
+from server.deployment import CRITERIA, Deployment
 from server.organisation import OPERATOR, PROMPT, RUBRIC, Keys, call
 
 JSON = {"content-type": "application/json"}
@@ -311,8 +312,16 @@ def test_only_the_tokens_at_the_end_are_taken_away(text: str, rest: str) -> None
 
 
 def test_a_query_that_fails_ends_the_others_of_its_request(
-    deployment: Deployment, count: Callable[..., int]
+    deployment: Deployment, count: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the database still stores the others."""
+    store = GatheringStore._arrive
+
+    async def store_slowly(*given: Any) -> Any:
+        await asyncio.sleep(0.3)
+        return await store(*given)
+
+    monkeypatch.setattr(GatheringStore, "_arrive", store_slowly)
     url, key = deployment.start(), deployment.key("red", "score", "induce")
     call(url, "POST", "/v1/rubrics", key, RUBRIC)
     # The first waits for the other rollout of its group; the rubric of the second is not there.
@@ -324,7 +333,37 @@ def test_a_query_that_fails_ends_the_others_of_its_request(
     for _try in range(2):
         answer = httpx.post(f"{url}/compat/openrlhf/{key}/get_reward?size=2", json=body, timeout=60)
         assert answer.status_code == 404
-    assert count(gathered_rollouts) <= 1, "sent again, it is the same rollout"
+    time.sleep(1)
+    assert count(gathered_rollouts) == 1, "sent again, it is the same rollout"
+
+
+def test_a_caller_that_leaves_while_it_takes_a_place_gives_it_back(
+    deployment: Deployment,
+    judge: ScriptedJudge,
+    count: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take = GatheringStore.resume
+
+    async def take_slowly(*given: Any) -> Any:
+        place = await take(*given)
+        if place is not None:
+            await asyncio.sleep(0.5)
+        return place
+
+    monkeypatch.setattr(GatheringStore, "resume", take_slowly)
+    url, key = deployment.start(), deployment.key("red", "score", "induce")
+    call(url, "POST", "/v1/rubrics", key, {"prompt": PROMPT, "criteria": CRITERIA})
+    judge.script = lambda request, number: 401
+    body = {"query": [f"{PROMPT} red"], "prompts": [PROMPT], "labels": [""]}
+    address = f"{url}/compat/openrlhf/{key}/get_reward?size=1"
+    assert httpx.post(address, json=body, timeout=60).status_code == 502
+    judge.script = lambda request, number: verdicts(request, lambda *_: True)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(address, json=body, timeout=0.2)
+    time.sleep(0.8)
+    assert httpx.post(address, json=body, timeout=60).json()["rewards"] == 1.0
+    assert count(gathered_rollouts) == 1, "sent again, it is the same rollout"
 
 
 def test_the_name_of_a_run_is_an_identifier(colours: tuple[str, str]) -> None:
