@@ -3,7 +3,9 @@
 A module of its own: the supervisor imports nothing else of the service.
 """
 
-from dataclasses import dataclass
+import ctypes
+import math
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -12,5 +14,8 @@ class Drain:
 
     draining: bool = False
     """Set by the server: `/readyz` answers 503, though requests are still accepted."""
-    last_request_at: float | None = None
-    """Set by the application, on the monotonic clock: when the last request came."""
+    last_request_at: ctypes.c_double = field(default_factory=lambda: ctypes.c_double(-math.inf))
+    """Set by the application, on the monotonic clock: when the last request came.
+
+    Workers share it, as any of them may get the requests of all.
+    """

@@ -82,7 +82,7 @@ class ObservabilityMiddleware:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started, status, recorded = time.perf_counter(), 0, False
-        self.drain.last_request_at = time.monotonic()
+        self.drain.last_request_at.value = time.monotonic()
 
         def record() -> None:
             nonlocal recorded

@@ -21,7 +21,9 @@ signal, and has no hook for this shutdown.
 """
 
 import asyncio
+import ctypes
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -58,6 +60,8 @@ Measured at Python's default of 5 ms: a probe that takes 2 ms took 97 ms beside 
 STOP_WITHOUT_DELAY = signal.SIGUSR1
 """Sent by the supervisor to its workers: stop without the delay. They do not get SIGINT itself."""
 
+SPAWN = multiprocessing.get_context("spawn")
+
 log = structlog.get_logger()
 
 
@@ -66,10 +70,18 @@ class StartFailed(Exception):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with the shutdown of this module. `ready` is called once it serves."""
+    """uvicorn's server with the shutdown of this module.
+
+    `ready` is called once it serves. `last_request_at`: as in `Drain`, shared by the workers; only
+    a worker has it.
+    """
 
     def __init__(
-        self, settings: Settings, *, ready: Callable[[], None], worker: bool = False
+        self,
+        settings: Settings,
+        *,
+        ready: Callable[[], None],
+        last_request_at: ctypes.c_double | None = None,
     ) -> None:
         from markscheme_server.api.connections import (
             Connection,
@@ -78,7 +90,8 @@ class Server(uvicorn.Server):
         )
         from markscheme_server.app import create_app  # here: the supervisor needs none of it
 
-        self.drain = Drain()
+        self.worker = last_request_at is not None
+        self.drain = Drain() if last_request_at is None else Drain(last_request_at=last_request_at)
         self.waiting = WaitingConnections(
             max_connections(sum(judge.concurrency for judge in settings.judges.values()))
         )
@@ -96,7 +109,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=IN_FLIGHT_S,
             )
         )
-        self.delay_s, self.ready, self.worker = settings.drain_delay_s, ready, worker
+        self.delay_s, self.ready = settings.drain_delay_s, ready
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -129,9 +142,9 @@ class Server(uvicorn.Server):
             # Whoever sends a second signal does not want to wait.
             os._exit(128 + sig)
         self.drain.draining = True
-        now, last = time.monotonic(), self.drain.last_request_at
+        now = time.monotonic()
         # The delay is for a load balancer that still sends requests; without one it would be idle.
-        watched = last is not None and now - last < RECENT_S
+        watched = now - self.drain.last_request_at.value < RECENT_S
         delay_s = self.delay_s if sig in (signal.SIGTERM, signal.SIGHUP) and watched else 0.0
         self._stop_at = now + delay_s
         # The last resort, for the case that something hangs in spite of its own time limits.
@@ -232,6 +245,7 @@ class Supervisor:
             metrics_folder,
         )
         self.workers: list[Worker] = []
+        self._last_request_at = SPAWN.RawValue(ctypes.c_double, -math.inf)
         self._kill_at: float | None = None
         self._signal = 0
         self._next_start_at = 0.0
@@ -271,8 +285,9 @@ class Supervisor:
     def _start_workers(self) -> None:
         while len(self.workers) < self.settings.workers:
             receiving, sending = multiprocessing.Pipe(duplex=False)
-            process = multiprocessing.get_context("spawn").Process(
-                target=_run_worker, args=(self.settings, self.level, self.listener, sending)
+            process = SPAWN.Process(
+                target=_run_worker,
+                args=(self.settings, self.level, self.listener, sending, self._last_request_at),
             )
             # The new process inherits blocked signals. A terminal sends these two to the whole
             # process group, but workers are to get only what `_stop` sends them.
@@ -331,12 +346,17 @@ def _send(worker: Worker, sig: int) -> None:
 
 
 def _run_worker(
-    settings: Settings, level: logs.Level, listener: socket.socket, pipe: connection.Connection
+    settings: Settings,
+    level: logs.Level,
+    listener: socket.socket,
+    pipe: connection.Connection,
+    last_request_at: ctypes.c_double,
 ) -> None:
     """Run one worker process."""
     logs.configure(level)
+    server = partial(Server, settings, last_request_at=last_request_at)
     try:
-        Server(settings, ready=lambda: pipe.send(True), worker=True).run(sockets=[listener])
+        server(ready=lambda: pipe.send(True)).run(sockets=[listener])
     except Exception:
         log.error("worker_failed", exc_info=True)
         sys.exit(1)

@@ -118,6 +118,20 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
     assert list(tmp_path.glob("markscheme-metrics-*")) == []
 
 
+def test_a_worker_that_got_no_request_stays_as_long_as_the_others(launch: Launch) -> None:
+    """It would reset the connections that it has accepted and not read."""
+    process = launch(workers=2, ready=False, drain_delay_s=3)
+    _asked, idle = workers_of(process)
+    idle.suspend()
+    process.wait_ready()
+    idle.resume()
+    process.terminate()
+    time.sleep(1)
+    assert len(workers_of(process)) == 2
+    assert get(f"{process.url}/readyz").status_code == 503
+    assert process.wait(PATIENCE_S) == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_ends_it_at_once(workers: int, launch: Launch, fast: FastJudge) -> None:
     process = launch(workers=workers, **model_judge(fast.url))
