@@ -30,6 +30,8 @@ class Column:
     letter: str
     run: RunSummary
     swatch: Markup
+    as_first: Sequence[str]
+    """All runs with this one first."""
     difference: float | None
     unknown: str
     """The stretches of steps without any known reward, in words."""
@@ -65,6 +67,7 @@ def compare_page(found: RunComparison, *, all_criteria: bool, after: str | None)
             LETTERS[number],
             run,
             charts.swatch(number),
+            [run.id, *(other.id for other in runs if other is not run)],
             _minus(run.reward_now, runs[0].reward_now) if number else None,
             _unknown(found.spans, number),
         )

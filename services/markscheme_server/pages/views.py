@@ -46,7 +46,7 @@ from markscheme_server.pages.words import CATEGORIES, decimal, percent, share, s
 SHORT_RUN = 2
 """From this many spans on, rewards are shown as a curve; below, as a table."""
 _GUARD = re.compile(r"\s*\bCounts only (for|if|when)\b", re.IGNORECASE)
-_GUARD_WORDS = re.compile(r"Counts only (?:for a response that|(?=for|if|when))", re.IGNORECASE)
+_GUARD_WORDS = re.compile(r"Counts (only) (for a response that)?", re.IGNORECASE)
 
 
 def path(*parts: str, **query: Any) -> str:
@@ -89,8 +89,8 @@ def labels(criteria: Sequence[tuple[str, str]]) -> list[Label]:
     found = []
     for text, _ in criteria:
         statement, condition = headline(text)
-        words = _GUARD_WORDS.sub("", condition).strip().removesuffix(".")
-        found.append((statement, f"only if it {words}" if words != condition else words))
+        short = _GUARD_WORDS.sub(lambda m: "only if it" if m[2] else "only ", condition)
+        found.append((statement, short.removesuffix(".")))
     statements, both = Counter(statement for statement, _ in found), Counter(found)
     made = []
     for (statement, condition), (_, name) in zip(found, criteria, strict=True):
