@@ -1,6 +1,7 @@
 """Print how long each answer about a run takes: `python -m runs.routes [DATABASE_URL]`.
 
-Without a URL, a new SQLite file. The database must be new: a run of 1,000 steps is written to it.
+Without a URL, a new SQLite file. The database must be new: two runs of 1,000 steps of the same
+prompts are written to it.
 For each answer, the best of five in milliseconds: of a process that has not read the run before
 (`cold`), of one that has and the run has changed since (`changed`), and of one that has the run as
 it is (`same`).
@@ -18,6 +19,7 @@ from markscheme import schema
 from markscheme_server.cli.server import tune_garbage_collector
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
+from markscheme_server.scoring.run_comparison import RunComparisonService
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import RunService
@@ -37,6 +39,7 @@ class Services:
         histories = RunHistories(store.runs)
         self.runs = RunService(store.runs, store.budgets, histories)
         self.groups = RunGroupService(store.runs, store.run_groups, store.rubrics, histories, [])
+        self.comparisons = RunComparisonService(store.runs, store.run_groups, histories)
 
 
 ANSWERS: dict[str, Callable[[Services], Awaitable[Any]]] = {
@@ -45,6 +48,7 @@ ANSWERS: dict[str, Callable[[Services], Awaitable[Any]]] = {
     "steps": lambda s: s.runs.steps(TEAM, "run"),
     "criteria": lambda s: s.runs.criteria(TEAM, "run"),
     "findings": lambda s: s.runs.findings(TEAM, "run"),
+    "compare": lambda s: s.comparisons.compare(TEAM, ["run", "other"]),
     "groups": lambda s: s.groups.groups(TEAM, "run", schema.GroupFilter(sort="spread")),
 }
 
@@ -56,6 +60,7 @@ async def measure(url: str) -> None:
     store = Store(settings.sqlalchemy_url)
     await store.teams.create("red", Actor())
     await seed_run(store, "red", "run", RunSize())
+    await seed_run(store, "red", "other", RunSize(), seed=2, like="run")
     tune_garbage_collector()  # as the service does
     print(f"{'answer':10}{'cold':>8}{'changed':>9}{'same':>8}")
     for name, ask in ANSWERS.items():
@@ -63,7 +68,7 @@ async def measure(url: str) -> None:
         for _ in range(RUNS):
             services = Services(store)
             cold = await _timed(ask, services)
-            await store.runs.put("red", "run", {})
+            await store.runs.put(Actor("red"), "run", {})
             changed = await _timed(ask, services)
             times.append((cold, changed, await _timed(ask, services)))
         cold, changed, same = (min(column) for column in zip(*times, strict=True))

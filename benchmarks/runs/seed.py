@@ -66,12 +66,24 @@ def make_criteria(count: int) -> list[Criterion]:
 
 
 async def seed_run(
-    store: Store, team: str, run_id: str, size: RunSize = RunSize(), *, seed: int = 1
+    store: Store,
+    team: str,
+    run_id: str,
+    size: RunSize = RunSize(),
+    *,
+    seed: int = 1,
+    like: str | None = None,
 ) -> list[str]:
-    """Write a run, and return the ids of its groups in order."""
+    """Write a run, and return the ids of its groups in order.
+
+    `like`: a run of the same size whose prompts it takes, with rubrics that add a version to each.
+    """
     rng = random.Random(seed)
     begun = now() - timedelta(seconds=30 * size.steps)
-    asked = [[{"role": "user", "content": f"Question {run_id} {i}?"}] for i in range(size.prompts)]
+    asked = [
+        [{"role": "user", "content": f"Question {like or run_id} {i}?"}]
+        for i in range(size.prompts)
+    ]
     criteria = make_criteria(size.criteria)
     made = [new_id("rub") for _ in range(size.rubrics)]
     stored = [
@@ -79,7 +91,7 @@ async def seed_run(
             "id": id_,
             "team": team,
             "prompt_key": prompt_key(asked[i]),
-            "version": 1,
+            "version": 1 if like is None else 1 + seed,
             "content_hash": content_hash(tuple(criteria)),
             "criteria": [
                 {

@@ -58,6 +58,7 @@ from markscheme.schema import (
     RubricImport,
     RubricImported,
     RubricPatch,
+    RunComparison,
     RunDetail,
     RunList,
     RunPut,
@@ -267,6 +268,21 @@ def runs(limit: int, after: str | None) -> Call[RunList]:
 def run(run_id: str) -> Call[RunDetail]:
     """Build `GET /v1/runs/{id}`."""
     return _get(run_path(run_id), RunDetail)
+
+
+def compare_runs(
+    run_ids: Sequence[str], bins: int, criteria: int, limit: int, after: str | None
+) -> Call[RunComparison]:
+    """Build `GET /v1/runs:compare`."""
+    return _get(
+        "/v1/runs:compare",
+        RunComparison,
+        runs=arguments.names(run_ids, "run_ids"),
+        bins=bins,
+        criteria=criteria,
+        limit=limit,
+        after=after,
+    )
 
 
 def run_part(run_id: str, part: str, model: type[Model], **params: Param | None) -> Call[Model]:

@@ -1,6 +1,6 @@
 """Methods of both clients for training runs: read them, and report your own metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from markscheme import requests
@@ -10,6 +10,7 @@ from markscheme.schema import (
     FindingList,
     GroupDetail,
     JudgePrompt,
+    RunComparison,
     RunDetail,
     RunGroupList,
     RunList,
@@ -33,6 +34,26 @@ class RunMethods(SyncConnection):
     def run(self, run_id: str) -> RunDetail:
         """Return a run: its facts, its latest figures and its cost."""
         return self._send(requests.run(run_id))
+
+    def compare_runs(
+        self,
+        run_ids: Sequence[str],
+        *,
+        bins: int = 200,
+        criteria: int = 40,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> RunComparison:
+        """Return runs beside each other: rewards, criteria, and the prompts that they share.
+
+        Args:
+            run_ids: Ids of two to six runs; the others are compared with the first.
+            bins: Maximum number of bins of steps.
+            criteria: Maximum number of criteria, 1 to 400: those with the greatest loss.
+            limit: Maximum number of prompts, 1 to 100, those with the greatest loss first.
+            after: Key of the last prompt of the previous page.
+        """
+        return self._send(requests.compare_runs(run_ids, bins, criteria, limit, after))
 
     def run_steps(
         self,
@@ -175,6 +196,18 @@ class AsyncRunMethods(AsyncConnection):
     async def run(self, run_id: str) -> RunDetail:
         """Return a run: its facts, figures and cost; see `Client.run`."""
         return await self._send(requests.run(run_id))
+
+    async def compare_runs(
+        self,
+        run_ids: Sequence[str],
+        *,
+        bins: int = 200,
+        criteria: int = 40,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> RunComparison:
+        """Return runs beside each other; see `Client.compare_runs`."""
+        return await self._send(requests.compare_runs(run_ids, bins, criteria, limit, after))
 
     async def run_steps(
         self,

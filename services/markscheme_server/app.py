@@ -68,6 +68,7 @@ from markscheme_server.scoring.replays import ReplayService
 from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
 from markscheme_server.scoring.rubrics import Freshness, RubricService
+from markscheme_server.scoring.run_comparison import RunComparisonService
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import RunService
@@ -326,6 +327,7 @@ def create_app(
                     ),
                     RunService(store.runs, store.budgets, histories),
                     group_service,
+                    RunComparisonService(store.runs, store.run_groups, histories),
                     JudgeReportService(
                         store.judge_reports, store.runs, store.rubrics, group_service, made
                     ),

@@ -42,7 +42,7 @@ class ServiceError(Exception):
 
 
 class BadRequest(ServiceError):
-    """The request is not valid HTTP or JSON."""
+    """The request is not valid HTTP or JSON, or names too few or too many things."""
 
     status = 400
     type = "invalid_request_error"

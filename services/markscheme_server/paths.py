@@ -1,7 +1,8 @@
-"""Ids in paths: those of rubrics and the like, and those of runs, which may be any text."""
+"""Ids in addresses: those of rubrics and the like, and those of runs, which may be any text."""
 
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import unquote_plus
 
 from fastapi.routing import APIRoute
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -38,6 +39,19 @@ class EncodedPath(APIRoute):
         if raw is None:
             return super().matches(scope)
         return super().matches({**scope, "path": raw.decode("latin-1")})
+
+
+def names_in_query(query: bytes, parameter: str) -> list[str]:
+    """Return the different names that a query gives: `a=x&a=y`, or `a=x,y`, in their order.
+
+    Names may be any text: a comma of a name is `%2C`, as forms and clients send it.
+    """
+    found: dict[str, None] = {}
+    for part in query.decode("latin-1").split("&"):
+        name, _, value = part.partition("=")
+        if unquote_plus(name) == parameter:
+            found |= dict.fromkeys(unquote_plus(each) for each in value.split(",") if each)
+    return list(found)
 
 
 register_url_convertor("id", IdConvertor())

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 
 from conftest import clean_environment
 from fakes.pages import (
+    comparison_figures,
     criterion_figures,
     group_figures,
     made_runs,
@@ -53,10 +55,11 @@ REPLAYS = ("rpl_differs", "rpl_running", "rpl_failed")
 
 @dataclass(frozen=True)
 class Site:
-    """A service with the ids of a run, a group and its replays, and of a rollout and a rubric."""
+    """A service with the ids of two runs, of a group and replays of the first, and more."""
 
     url: str
     run: str
+    other_run: str
     group: str
     rollout: str
     rubric: str
@@ -66,10 +69,15 @@ class Site:
     def pages(self) -> dict[str, str]:
         """The addresses of the pages by name."""
         run = views.path("runs", self.run)
+        compared = urlencode({"runs": [self.run, self.other_run]}, doseq=True)
         below = {
             "runs": "",
             "run": run,
             "last": f"{run}?last=200&sort=spread",
+            "chosen": f"?{compared}",
+            "compare": f"compare?{compared}",
+            "compare six": f"compare?{compared}&{urlencode({'runs': list('cdef')}, doseq=True)}",
+            "compare one": f"compare?{urlencode({'runs': self.run})}",
             "group": f"groups/{self.group}",
             "judge prompt": f"groups/{self.group}?judge={self.rollout}",
             **{f"replay {i}": f"replays/{each}" for i, each in enumerate(self.replays, 1)},
@@ -103,7 +111,7 @@ def made_site(home: Path, **data: Any) -> Iterator[Site]:
         )
         client.fork_rubric(rubric.id, criteria=[{"text": text or "Blue.", "points": 2}])
         run = text or "support-7b-ropd-4"
-        yield Site(url, run, "asg_0000", "r0", next(iter(client.rubrics())).id, REPLAYS)
+        yield Site(url, run, "b", "asg_0000", "r0", next(iter(client.rubrics())).id, REPLAYS)
 
 
 @contextmanager
@@ -124,7 +132,14 @@ def trained_site(home: Path) -> Iterator[Site]:
         for attempt in eventually():
             with attempt:
                 assert client.replay(replay.id).state == "finished"
-        yield Site(url, run, group.id, group.rollouts[0].id, fork.id, [replay.id])
+        for name in (*"bcdef",):
+            client.put_run(name)
+        client.score(
+            [{"id": "g", "prompt": group.prompt, "rollouts": ["Another answer.", "One more."]}],
+            run={"id": "b", "step": 0},
+            reuse="frozen",
+        )
+        yield Site(url, run, "b", group.id, group.rollouts[0].id, fork.id, [replay.id])
 
 
 @pytest.fixture(scope="module")
@@ -223,9 +238,11 @@ def test_figures_are_those_of_the_api(browser: Any, site: Site) -> None:
         run = run_figures(client.run(site.run), client.run_groups(site.run, limit=50))
         criteria = criterion_figures(client.run_criteria(site.run))
         group = group_figures(client.group(site.group))
+        compared = comparison_figures(client.compare_runs([site.run, site.other_run], limit=30))
         replays = [replay_figures(client.replay(each)) for each in site.replays]
     assert missing([*run, *criteria], shown("run")) == []
     assert missing(group, shown("group")) == []
+    assert missing(compared, shown("compare")) == []
     for i, figures in enumerate(replays, 1):
         assert missing(figures, shown(f"replay {i}")) == []
     assert run
@@ -247,6 +264,26 @@ def test_the_pointer_gets_the_figures(browser: Any, long_run: str) -> None:
         page.locator(".heat-row").first.scroll_into_view_if_needed()
         page.locator(".heat-row").first.hover(position={"x": 10, "y": 8})
         assert "% met" in tip.inner_text()
+
+
+def test_runs_are_ticked_and_compared(browser: Any, long_run: str) -> None:
+    with opened(browser, f"{long_run}?runs=b", java_script_enabled=False) as (page, _):
+        page.get_by_label("compare support-7b-ropd-4").check()
+        page.get_by_role("button", name="Compare").click()
+        assert page.url.endswith("/compare?runs=b&runs=support-7b-ropd-4")
+        page.get_by_role("link", name="make it A").click()
+        assert page.url.endswith("/compare?runs=support-7b-ropd-4&runs=b")
+
+
+def test_the_pointer_gets_the_figures_of_each_run(browser: Any, long_run: str) -> None:
+    with opened(browser, f"{long_run}compare?runs=support-7b-ropd-4,b") as (page, _):
+        chart = page.locator("svg.chart.wide")
+        chart.hover(position={"x": 300, "y": 100})
+        assert "A 0." in page.locator(".tip").inner_text()
+        assert "B 0." in page.locator(".tip").inner_text()
+        box = chart.bounding_box()
+        chart.hover(position={"x": box["width"] - 24, "y": 100})
+        assert "B no step" in page.locator(".tip").inner_text()
 
 
 def test_a_criterion_is_chosen_by_key_and_by_click(browser: Any, long_run: str) -> None:

@@ -1,8 +1,8 @@
 """A service whose runs are made up, and a reader of its pages."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -16,6 +16,8 @@ from markscheme_server.errors import NotFound
 
 VOID = frozenset({"br", "circle", "hr", "img", "input", "line", "link", "meta", "path", "rect"})
 """Elements that have no end."""
+OTHERS = ("b", "c", "d", "e", "f")
+"""Runs of the same figures beside a made-up one, to be compared with it."""
 
 
 class Page(HTMLParser):
@@ -102,6 +104,34 @@ def replay_figures(replay: schema.ReplayDetail) -> list[float]:
     return found
 
 
+def comparison_figures(found: schema.RunComparison) -> list[float]:
+    """Return figures that the page that compares runs must show, of those that are known."""
+    first = found.runs[0].reward_now
+    shown = []
+    for number, run in enumerate(found.runs):
+        shown += _known(run.reward_first, run.reward_now, run.teacher, run.cost_usd)
+        if number and run.reward_now is not None and first is not None:
+            shown.append(run.reward_now - first)
+    for each in found.differences:
+        shown += _known(each.first, each.reward)
+        for mean in (each.difference, each.same_rubric_difference):
+            # Where all are equal, a sentence stands in the place of an interval.
+            bounds = () if mean.low == mean.high else (mean.low, mean.high)
+            shown += _known(mean.value, *bounds)
+    for row in [*found.criteria, *found.categories]:
+        shares = [each.met / each.judged if each and each.judged else None for each in row.now]
+        shown += _known(*shares, *_from_first(shares))
+    for prompt in found.prompts:
+        means = [group.mean if group is not None else None for group in prompt.groups]
+        shown += _known(*means, *_from_first(means))
+    return shown
+
+
+def _from_first(values: list[float | None]) -> list[float]:
+    first, *others = values
+    return [other - first for other in others if other is not None and first is not None]
+
+
 def _known(*values: float | None) -> list[float]:
     return [value for value in values if value is not None]
 
@@ -114,7 +144,10 @@ def missing(expected: Iterable[float], shown: Iterable[float]) -> list[float]:
 
 @dataclass
 class MadeRuns:
-    """Answers as the services of runs, groups, judges and replays do, from one made-up run."""
+    """Answers as the services of runs, groups, judges and replays do, from one made-up run.
+
+    Other runs that are compared with it are shorter, each by a fiftieth of its steps.
+    """
 
     run_: made.MadeRun
     group_: schema.GroupDetail
@@ -135,9 +168,24 @@ class MadeRuns:
 
     async def run(self, caller: Caller, run_id: str, **_: Any) -> schema.RunDetail:
         self._own(caller)
-        if run_id != self.run_.detail().id:
+        if run_id not in (self.run_.detail().id, *OTHERS):
             raise NotFound("there is no such run", code="not_found")
-        return self.run_.detail(**self.detail)
+        return self.run_.detail(**self.detail, id=run_id)
+
+    async def compare(
+        self, caller: Caller, run_ids: Sequence[str], **_: Any
+    ) -> schema.RunComparison:
+        self._own(caller)
+        if self.run_.detail().id not in run_ids:
+            raise NotFound("there is no such run", code="not_found")
+        part = self.run_.steps // 50
+        return made.made_comparison(
+            [
+                replace(self.run_, id=id, steps=self.run_.steps - number * part)
+                for number, id in enumerate(run_ids)
+            ],
+            prompts=min(30, self.run_.steps),
+        )
 
     async def steps(self, caller: Caller, *_: Any, **__: Any) -> schema.StepList:
         self._own(caller)
@@ -197,6 +245,7 @@ class _WithRuns:
     def __init__(self, services: Any, runs: MadeRuns) -> None:
         self._services = services
         self.runs = self.groups = self.judge_reports = self.replays = runs
+        self.comparisons = runs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._services, name)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import Any
 
 from markscheme import schema
@@ -310,6 +311,113 @@ class MadeRun:
                 for i in range(count)
             ],
         )
+
+
+def made_comparison(
+    runs: Sequence[MadeRun], *, prompts: int = 30, has_more: bool = True
+) -> schema.RunComparison:
+    """Compare runs, each a little worse than the one before.
+
+    Of the last run the first prompt is not known, and the second is not there.
+    """
+    listed = [run.step_list().data for run in runs]
+    criteria = [run.criterion_list() for run in runs]
+    unknown = schema.ComparedReward(reward=None, rollouts=0, unscored=0)
+
+    def mean(value: float, low: float, high: float) -> schema.MeanInterval:
+        known = prompts > 0
+        return schema.MeanInterval(
+            value=value if known else None, low=low if known else None, high=high if known else None
+        )
+
+    def group(run: int, prompt: int) -> schema.PromptGroup | None:
+        if run and run == len(runs) - 1 and prompt == 1:
+            return None
+        return schema.PromptGroup(
+            id=f"asg_{run}{prompt:03d}",
+            step=runs[run].steps - 1,
+            rubric_id="rub_2" if run == 1 and prompt == 2 else "rub_1",
+            judge="openai/qwen3-32b@5f2c9a1b03de",
+            mean=None
+            if run and run == len(runs) - 1 and prompt == 0
+            else 0.7012345678 - 0.0411111111 * run + 0.002 * run * prompt,
+        )
+
+    return schema.RunComparison(
+        runs=[run.summary() for run in runs],
+        spans=[
+            schema.ComparedSpan(
+                first_step=spans[longest].first_step + 1,
+                last_step=spans[longest].last_step + 1,
+                runs=[
+                    schema.ComparedReward(
+                        reward=None if each.reward is None else each.reward - 0.04 * number,
+                        rollouts=each.rollouts,
+                        unscored=each.unscored,
+                    )
+                    if each is not None
+                    else unknown
+                    for number, each in enumerate(spans)
+                ],
+            )
+            for spans in zip_longest(*listed)
+            for longest in [next(i for i, each in enumerate(spans) if each is not None)]
+        ],
+        differences=[
+            schema.RunDifference(
+                run=run.words(run.id),
+                prompts=prompts,
+                unknown=1,
+                first=0.7012345678 if prompts else None,
+                reward=0.6601234567 if prompts else None,
+                difference=mean(-0.0411111111 * number, -0.0712345678, -0.0109876543),
+                same_rubric=prompts,
+                same_rubric_difference=mean(-0.0398765432, -0.0701234567, -0.0098765432),
+            )
+            for number, run in enumerate(runs)
+            if number
+        ],
+        categories=[
+            schema.ComparedCategory(
+                category=each.category,
+                criteria=[each.criteria] * len(runs),
+                now=[each.now] * len(runs),
+            )
+            for each in criteria[0].categories
+        ],
+        criteria=[
+            schema.ComparedCriterion(
+                key=each.key,
+                criterion_id=each.criterion_id,
+                text=each.text,
+                category=each.category,
+                points=each.points,
+                rubric_id="rub_1",
+                now=[
+                    CriterionShare(met=max(0, each.now.met - number), judged=each.now.judged)
+                    if each.criterion_id != "c3" or not number
+                    else CriterionShare(met=0, judged=0, unknown=4)
+                    if each.criterion_id == "c3"
+                    else None
+                    for number in range(len(runs))
+                ],
+            )
+            for each in criteria[0].data
+        ],
+        criteria_total=criteria[0].total,
+        own_criteria=3,
+        prompts=[
+            schema.ComparedPrompt(
+                prompt_key=f"{i:064x}",
+                prompt=runs[0].words(f"The courier says delivered, I say not. Who pays? ({i})"),
+                groups=[group(number, i) for number in range(len(runs))],
+            )
+            for i in range(prompts)
+        ],
+        prompts_total=2 * prompts,
+        pruned_groups=[0] * (len(runs) - 1) + [7],
+        has_more=has_more and prompts > 0,
+    )
 
 
 def made_group(

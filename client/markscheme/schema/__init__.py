@@ -47,7 +47,6 @@ from markscheme.schema.lineage import (
 from markscheme.schema.metadata import MAX_METADATA_BYTES, Metadata
 from markscheme.schema.replays import (
     CriterionFlips,
-    MeanInterval,
     Replay,
     ReplayComparison,
     ReplayDetail,
@@ -70,6 +69,11 @@ from markscheme.schema.rubrics import (
 )
 from markscheme.schema.runs import (
     CategoryHistory,
+    ComparedCategory,
+    ComparedCriterion,
+    ComparedPrompt,
+    ComparedReward,
+    ComparedSpan,
     CriterionHealth,
     CriterionHistory,
     CriterionList,
@@ -87,9 +91,13 @@ from markscheme.schema.runs import (
     JudgeRepeats,
     JudgeReport,
     JudgeReports,
+    MeanInterval,
+    PromptGroup,
     RolloutPoint,
     RubricHealth,
+    RunComparison,
     RunDetail,
+    RunDifference,
     RunGroup,
     RunGroupList,
     RunList,
@@ -157,6 +165,11 @@ from markscheme.vocabulary import (
 
 __all__ = [
     "CategoryHistory",
+    "ComparedCategory",
+    "ComparedCriterion",
+    "ComparedPrompt",
+    "ComparedReward",
+    "ComparedSpan",
     "CriterionHealth",
     "CriterionHistory",
     "CriterionList",
@@ -177,9 +190,12 @@ __all__ = [
     "JudgeRepeats",
     "JudgeReport",
     "JudgeReports",
+    "PromptGroup",
     "RolloutPoint",
     "RubricHealth",
+    "RunComparison",
     "RunDetail",
+    "RunDifference",
     "RunGroup",
     "RunGroupList",
     "RunList",

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from markscheme.schema.base import Identifier, JudgeName, Wire
 from markscheme.schema.rubrics import RequestedView
-from markscheme.schema.runs import Share
+from markscheme.schema.runs import MeanInterval, Share
 from markscheme.vocabulary import Clamp, ReplayState, Thinking, VerifyMode, View
 
 
@@ -98,14 +98,6 @@ class Replay(Wire):
     saved_usd: float
     created_at: datetime
     changed_at: datetime
-
-
-class MeanInterval(Wire):
-    """A mean with its 95 % interval over groups; without two groups there is no interval."""
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class CriterionFlips(Wire):

@@ -319,6 +319,125 @@ class RunGroupList(Wire):
     has_more: bool
 
 
+class MeanInterval(Wire):
+    """A mean with its 95 % interval over groups, or over prompts; null where they are too few."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class ComparedReward(Wire):
+    """The mean of a run's known rewards in a span; `rollouts` is 0 where it has no step there."""
+
+    reward: float | None
+    rollouts: int
+    unscored: int
+
+
+class ComparedSpan(Wire):
+    """A span of steps, and the rewards of each run in it."""
+
+    first_step: int
+    last_step: int
+    runs: list[ComparedReward]
+
+
+class RunDifference(Wire):
+    """The reward of `run` minus that of the first run, over the prompts that both scored.
+
+    A prompt counts once, with the mean reward of the last group of it in each run whose reward is
+    known. `prompts` have one in both runs, `unknown` in one or none. `first` and `reward` are the
+    means over `prompts` of the first run and of this one. `same_rubric` prompts were scored by the
+    same rubric and judge in both runs; `same_rubric_difference` is the mean over these. An interval
+    takes ten prompts.
+    """
+
+    run: str
+    prompts: int
+    unknown: int
+    first: float | None
+    reward: float | None
+    difference: MeanInterval
+    same_rubric: int
+    same_rubric_difference: MeanInterval
+
+
+class ComparedCriterion(Wire):
+    """A criterion that two or more of the runs were asked.
+
+    `now` has its last window in each run, null where the run was not asked. Text, category and
+    points are those of the first run that has it.
+    """
+
+    key: str
+    criterion_id: str
+    text: str
+    category: str | None
+    points: float
+    rubric_id: str
+    now: list[CriterionShare | None]
+
+
+class ComparedCategory(Wire):
+    """All criteria of a category, of which each run may have others.
+
+    `criteria` says how many they are in each run, `now` has their last window in each.
+    """
+
+    category: str | None
+    criteria: list[int]
+    now: list[CriterionShare | None]
+
+
+class PromptGroup(Wire):
+    """The last group of a prompt in a run, of those with a known reward if there is one.
+
+    `step` is the one that the trainer sent.
+    """
+
+    id: str
+    step: int
+    rubric_id: str
+    judge: str | None
+    mean: float | None
+
+
+class ComparedPrompt(Wire):
+    """A prompt that the first run shares with others: its first 300 characters and its groups.
+
+    `groups` has null where a run has none of it.
+    """
+
+    prompt_key: str
+    prompt: str
+    groups: list[PromptGroup | None]
+
+
+class RunComparison(Wire):
+    """`GET /v1/runs:compare`: runs beside each other, all lists in the order of `runs`.
+
+    `differences` has an entry for each run after the first, with which all are compared. Steps of
+    `spans` count from 1, whichever number the trainers begin with. `criteria` and `prompts` begin
+    with the greatest loss against the first run; `criteria_total` and `prompts_total` count all,
+    `own_criteria` those that only one run was asked. `pruned_groups`: groups of each run that are
+    no longer there to be paired.
+    """
+
+    object: Literal["run.comparison"] = "run.comparison"
+    runs: list[RunSummary]
+    spans: list[ComparedSpan]
+    differences: list[RunDifference]
+    categories: list[ComparedCategory]
+    criteria: list[ComparedCriterion]
+    criteria_total: int
+    own_criteria: int
+    prompts: list[ComparedPrompt]
+    prompts_total: int
+    pruned_groups: list[int]
+    has_more: bool = Field(description="There are more prompts than these")
+
+
 class GroupVerdict(Wire):
     """A verdict of a stored group.
 

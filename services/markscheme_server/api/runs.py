@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import StringConstraints
 
 from markscheme import schema
 from markscheme.vocabulary import GroupSort
@@ -18,6 +19,7 @@ from markscheme_server.api.services import (
     Scorer,
     UsesServices,
 )
+from markscheme_server.paths import names_in_query
 
 router = APIRouter(prefix="/v1", route_class=EncodedRoute, responses=RESPONSES, tags=["Runs"])
 
@@ -29,6 +31,10 @@ AfterRun = Annotated[
 ]
 Bins = Annotated[int, PlainInteger, Query(ge=1, le=1000, description="Spans at most")]
 StepQuery = Annotated[int | None, PlainInteger, Query(ge=0, le=2**31 - 1)]
+PromptKeyAfter = Annotated[
+    str | None,
+    Query(pattern="^[0-9a-f]{64}$", description="The last prompt key of the page before"),
+]
 CriterionKey = Annotated[
     str | None, Query(pattern="^[0-9a-f]{64}$", description="The key of a criterion")
 ]
@@ -43,6 +49,39 @@ async def list_runs(
     `findings` is null for a run that has not been looked at since it changed, if there is no time.
     """
     return await services.runs.runs(caller, limit=limit, after=after)
+
+
+async def _compared_runs(  # FastAPI runs plain functions in a thread
+    request: Request,
+    runs: Annotated[
+        list[Annotated[str, StringConstraints(pattern=NO_NUL)]],
+        Query(description="2 to 6 runs, repeated or by commas; a comma in an id is `%2C`"),
+    ],
+) -> list[str]:
+    return names_in_query(request.scope["query_string"], "runs")
+
+
+@router.get("/runs:compare", summary="Compare runs")
+async def compare_runs(
+    runs: Annotated[list[str], Depends(_compared_runs)],
+    caller: Reader,
+    services: UsesServices,
+    bins: Bins = 200,
+    criteria: Annotated[
+        int, PlainInteger, Query(ge=1, le=400, description="Criteria at most")
+    ] = 40,
+    limit: Limit = 50,
+    after: PromptKeyAfter = None,
+) -> schema.RunComparison:
+    """Return two to six runs beside each other; all are compared with the first.
+
+    Rewards by step in the same spans, criteria that two or more runs were asked, and the prompts
+    that runs share with the first, those with the greatest loss first. `after`: the last prompt key
+    of the page before.
+    """
+    return await services.comparisons.compare(
+        caller, runs, bins=bins, criteria=criteria, limit=limit, after=after
+    )
 
 
 @router.get("/runs/{run_id:encoded}", summary="Get a run")

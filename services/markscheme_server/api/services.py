@@ -23,6 +23,7 @@ from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.replays import ReplayService
 from markscheme_server.scoring.rollouts import RolloutService
 from markscheme_server.scoring.rubric_library import RubricLibrary
+from markscheme_server.scoring.run_comparison import RunComparisonService
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.runs import RunService
 from markscheme_server.scoring.scores import ScoreService
@@ -52,6 +53,7 @@ class Services:
     usage: UsageService
     runs: RunService
     groups: RunGroupService
+    comparisons: RunComparisonService
     judge_reports: JudgeReportService
     replays: ReplayService
     idempotency: IdempotencyStore

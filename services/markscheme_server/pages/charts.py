@@ -200,18 +200,77 @@ def reward_chart(
         line(frame, smooth(second, [1] * len(spans), over), "second"),
         line(frame, smooth(rewards, known, over), "line"),
         _step_axis(frame, first_step),
-        Markup('<line class="cross" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
-            frame.left, frame.top, frame.floor
-        ),
+        _cross(frame),
     ]
     return _svg(
         frame,
         f"chart {'wide' if size == WIDE else 'narrow'}",
         label,
         parts,
-        f' data-series="reward-data" data-plot="{frame.left},{frame.width - frame.right}"'
-        f' data-steps="{frame.x[0]},{frame.x[1]}"',
+        _pointer(frame),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The rewards of one of several runs. `weights`: how many known rewards each point has."""
+
+    name: str
+    points: Points
+    weights: Sequence[int]
+
+
+def comparison_chart(
+    curves: Sequence[Curve],
+    steps: tuple[int, int],
+    *,
+    size: tuple[int, int] = WIDE,
+    label: str,
+) -> Markup:
+    """Return smoothed rewards of several runs, each with its name at the end of its line.
+
+    `steps`: the first and the last, counted from 1. The axis is that of `reward_chart`.
+    """
+    lines = [smooth(c.points, c.weights, smoothed_spans(len(c.points))) for c in curves]
+    lowest = min((y for points in lines for _, y in points if y is not None), default=0.0)
+    x = float(steps[0]), float(steps[1])
+    frame = Frame(*size, x, (-1.0 if lowest < 0 else 0.0, 1.0), right=22)
+    parts = [_grid(frame, 4)]
+    parts += [line(frame, points, f"c{order}") for order, points in enumerate(lines)]
+    parts += _end_labels(frame, [(c.name, points) for c, points in zip(curves, lines, strict=True)])
+    parts += [_step_axis(frame, 1), _cross(frame)]
+    return _svg(
+        frame,
+        f"chart {'wide' if size == WIDE else 'narrow'}",
+        label,
+        parts,
+        _pointer(frame),
+    )
+
+
+def swatch(order: int) -> Markup:
+    """Return a piece of the line of a run in `comparison_chart`, for a legend."""
+    return Markup(
+        '<svg class="chart swatch" viewBox="0 0 30 8" aria-hidden="true">'
+        '<path class="c{}" d="M0 4h30"/></svg>'
+    ).format(order)
+
+
+def _end_labels(frame: Frame, lines: Sequence[tuple[str, Points]]) -> list[Markup]:
+    """Return names beside the last known points of lines, none on another."""
+    ends = []
+    for name, points in lines:
+        known = [(x, y) for x, y in points if y is not None]
+        if known:
+            ends.append((frame.at_y(known[-1][1]), frame.at_x(known[-1][0]) + 5, name))
+    placed: list[tuple[float, float]] = []
+    parts = []
+    for y, x, name in sorted(ends):
+        while near := [other for at, other in placed if abs(at - x) < 12 and abs(other - y) < 12]:
+            y = max(near) + 12
+        placed.append((x, y))
+        parts.append(Markup('<text x="{}" y="{}">{}</text>').format(_n(x), _n(y + 4), name))
+    return parts
 
 
 def small_chart(
@@ -484,6 +543,21 @@ def _labels(frame: Frame, first_step: int, y: int, count: int) -> Markup:
             whole(step),
         )
         for i, step in enumerate(shown)
+    )
+
+
+def _cross(frame: Frame) -> Markup:
+    """Return the vertical line that follows the pointer."""
+    return Markup('<line class="cross" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
+        frame.left, frame.top, frame.floor
+    )
+
+
+def _pointer(frame: Frame) -> str:
+    """Return the attributes by which the script shows the figures under the pointer."""
+    return (
+        f' data-series="reward-data" data-plot="{frame.left},{frame.width - frame.right}"'
+        f' data-steps="{frame.x[0]},{frame.x[1]}"'
     )
 
 

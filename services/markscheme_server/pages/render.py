@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from markscheme.vocabulary import REASON_HELP, describe_reasons
-from markscheme_server.pages import charts, views, words
+from markscheme_server.pages import charts, check_words, views, words
 
 POLICY = "; ".join(
     (
@@ -72,6 +72,7 @@ def environment() -> jinja2.Environment:
     )
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.globals |= {
+        "check_sentence": check_words.sentence,
         "assets": {name: asset.address for name, asset in assets().items()},
         "decimal": words.decimal,
         "dots": charts.dots,
@@ -117,13 +118,12 @@ class Frame:
 
 def page(template: str, frame: Frame, **values: Any) -> str:
     """Return the HTML of a page."""
-    admin = frame.caller is not None and "admin" in frame.caller.scopes
+    scopes = frame.caller.scopes if frame.caller is not None else ()
+    # The API takes keys, and no cookie.
+    own: dict[str, Any] = {"opens_api": "read" in scopes and not frame.signed_in}
+    own |= {"report": None, "places": ADMIN_PLACES if "admin" in scopes else PLACES}
     around = {name: getattr(frame, name) for name in Frame.__slots__}
-    return (
-        environment()
-        .get_template(template)
-        .render(around | {"report": None, "places": ADMIN_PLACES if admin else PLACES} | values)
-    )
+    return environment().get_template(template).render(around | own | values)
 
 
 @dataclass(frozen=True, slots=True)

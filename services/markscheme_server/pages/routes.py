@@ -20,12 +20,13 @@ from markscheme_server.accounts.sessions import COOKIE, PAGES, SESSION_S, Sessio
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound, TooLarge, Unauthorised
-from markscheme_server.pages import render, views, words
+from markscheme_server.pages import comparison, render, views, words
 from markscheme_server.pages.render import Frame
-from markscheme_server.paths import EncodedPath
+from markscheme_server.paths import EncodedPath, names_in_query
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.replays import ReplayService
 from markscheme_server.scoring.rubric_library import RubricLibrary
+from markscheme_server.scoring.run_comparison import MAX_RUNS, MIN_RUNS, RunComparisonService
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.runs import RunService
 from markscheme_server.store.engine.ids import now
@@ -36,6 +37,9 @@ REFRESH_S = 15
 STEP_BINS, CRITERION_BINS = 200, 100
 CRITERIA_SHOWN, MAX_CRITERIA = 40, 400
 GROUPS_SHOWN = 50
+PROMPTS_SHOWN = 30
+COMPARED_BINS = 120
+"""Fewer than for one run: there may be six."""
 REPLAYS_SHOWN = 20
 MAX_STEPS = 1_000_000
 """So many bins that each step has one of its own."""
@@ -49,6 +53,7 @@ ADVICE = {
     503: "Load the page again in a moment; 'markscheme doctor' says what is wrong.",
 }
 HEADINGS = {
+    400: "This address is not valid",
     401: "Not signed in",
     403: "Not allowed",
     404: "Not here",
@@ -76,6 +81,8 @@ class PageServices(Protocol):
     def runs(self) -> RunService: ...  # noqa: D102
     @property
     def groups(self) -> RunGroupService: ...  # noqa: D102
+    @property
+    def comparisons(self) -> RunComparisonService: ...  # noqa: D102
     @property
     def judge_reports(self) -> JudgeReportService: ...  # noqa: D102
     @property
@@ -248,7 +255,39 @@ async def show_runs(visit: Visiting, after: Text = None) -> Response:
         refresh=REFRESH_S if live else None,
         runs=found.data,
         has_more=found.has_more,
+        shown={run.id for run in found.data},
+        chosen=_names(visit)[:MAX_RUNS],
     )
+
+
+@router.get("/compare")
+async def show_comparison(visit: Visiting, after: Text = None, criteria: Text = None) -> Response:
+    """Show runs beside each other: rewards, the prompts that they share, and criteria."""
+    names = _names(visit)
+    if len(names) < MIN_RUNS:
+        for name in names:
+            await visit.services.runs.run(visit.caller, name)
+        return visit.show("compare.html", "runs", columns=[], ids=names)
+    found = await visit.services.comparisons.compare(
+        visit.caller,
+        names,
+        bins=COMPARED_BINS,
+        criteria=MAX_CRITERIA if criteria == "all" else CRITERIA_SHOWN,
+        limit=PROMPTS_SHOWN,
+        after=after,
+    )
+    live = any(run.state == "running" for run in found.runs)
+    return visit.show(
+        "compare.html",
+        "runs",
+        refresh=REFRESH_S if live else None,
+        **comparison.compare_page(found, all_criteria=criteria == "all", after=after),
+    )
+
+
+def _names(visit: Visit) -> list[str]:
+    """Return the runs that the address names."""
+    return names_in_query(visit.request.scope["query_string"], "runs")
 
 
 async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str, Any]:

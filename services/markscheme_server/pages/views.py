@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -45,13 +46,17 @@ from markscheme_server.pages.words import CATEGORIES, decimal, percent, share, s
 SHORT_RUN = 2
 """From this many spans on, rewards are shown as a curve; below, as a table."""
 _GUARD = re.compile(r"\s*\bCounts only (for|if|when)\b", re.IGNORECASE)
+_GUARD_WORDS = re.compile(r"Counts (only) (for a response that)?", re.IGNORECASE)
 
 
 def path(*parts: str, **query: Any) -> str:
-    """Return an address below `/pages/`, without a leading slash. `None` leaves a value out."""
+    """Return an address below `/pages/`, without a leading slash.
+
+    `None` leaves a value of the query out; a list repeats its name.
+    """
     stated = {name.rstrip("_"): value for name, value in query.items() if value is not None}
     address = "/".join(map(path_segment, parts))
-    return f"{address}?{urlencode(stated)}" if stated else address
+    return f"{address}?{urlencode(stated, doseq=True)}" if stated else address
 
 
 def headline(text: str) -> tuple[str, str]:
@@ -63,12 +68,47 @@ def headline(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """How a criterion is shown in a list.
+
+    `condition`: the condition of `headline` in short, empty without one. `note`: what tells it from
+    others with the same statement.
+    """
+
+    statement: str
+    condition: str
+    note: str = ""
+
+
+def labels(criteria: Sequence[tuple[str, str]]) -> list[Label]:
+    """Return labels of criteria, no two of them alike. `criteria`: text and a name of each.
+
+    A criterion whose statement others have too shows its condition, and its name if that is the
+    same.
+    """
+    found = []
+    for text, _ in criteria:
+        statement, condition = headline(text)
+        short = _GUARD_WORDS.sub(lambda m: "only if it" if m[2] else "only ", condition)
+        found.append((statement, short.removesuffix(".")))
+    statements, both = Counter(statement for statement, _ in found), Counter(found)
+    made = []
+    for (statement, condition), (_, name) in zip(found, criteria, strict=True):
+        notes = []
+        if statements[statement] > 1 and condition:
+            notes.append(condition)
+        if both[statement, condition] > 1:
+            notes.append(name)
+        made.append(Label(statement, condition, ", ".join(notes)))
+    return made
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A criterion of the heat map."""
 
     history: CriterionHistory
-    statement: str
-    condition: str
+    label: Label
     heat: Markup
     first: float | None
     now: float | None
@@ -208,7 +248,13 @@ def replay_page(replay: ReplayDetail) -> dict[str, Any]:
         "replay": replay,
         "c": replay.comparison,
         "changed": replay_changes(replay),
-        "headline": headline,
+        "flips": list(
+            zip(
+                replay.comparison.criteria,
+                labels([(each.text, each.key[:8]) for each in replay.comparison.criteria]),
+                strict=True,
+            )
+        ),
         "signed3": lambda value: signed(value, 3),
         "p_value": p_value,
     }
@@ -326,9 +372,11 @@ def _column(response: GroupResponse, name: str, *, is_teacher: bool, is_best: bo
 def _categories(criteria: CriterionList) -> list[Category]:
     first, last = criteria.first_step or 0, criteria.last_step or 0
     found: dict[str, list[Row]] = {}
-    for history in criteria.data:
-        found.setdefault(_title(history.category), []).append(_row(history, first, last))
-    totals = {_title(each.category): each for each in criteria.categories}
+    named = labels([(c.text, f"{c.criterion_id} of {c.rubrics[0]}") for c in criteria.data])
+    for history, label in zip(criteria.data, named, strict=True):
+        row = _row(history, label, first, last)
+        found.setdefault(category_title(history.category), []).append(row)
+    totals = {category_title(each.category): each for each in criteria.categories}
     order = list(CATEGORIES.values())
     return [
         _category(title, found.get(title, []), totals.get(title), first, last)
@@ -336,7 +384,8 @@ def _categories(criteria: CriterionList) -> list[Category]:
     ]
 
 
-def _title(category: str | None) -> str:
+def category_title(category: str | None) -> str:
+    """Return the title of a category of criteria."""
     return CATEGORIES.get(category, "Other criteria")
 
 
@@ -358,8 +407,7 @@ def _category(
     )
 
 
-def _row(history: CriterionHistory, first: int, last: int) -> Row:
-    statement, condition = headline(history.text)
+def _row(history: CriterionHistory, name: Label, first: int, last: int) -> Row:
     at_first = share(history.first.met, history.first.judged)
     now = share(history.now.met, history.now.judged)
     change = ""
@@ -369,8 +417,7 @@ def _row(history: CriterionHistory, first: int, last: int) -> Row:
     label = f"{history.criterion_id}: {percent(at_first)} at first, {percent(now)} now"
     return Row(
         history,
-        statement,
-        condition,
+        name,
         charts.heat_row(history.spans, first, last, label),
         at_first,
         now,

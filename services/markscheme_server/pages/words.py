@@ -82,9 +82,11 @@ def decimal(value: float | None, digits: int = 2) -> str:
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """Write a difference, with its sign."""
+    """Write a difference, with its sign; one that rounds to 0 has none."""
     text = decimal(value, digits)
-    return text if value is None or text.startswith(MINUS) else f"+{text}"
+    if value is None or text.startswith(MINUS) or float(text) == 0:
+        return text
+    return f"+{text}"
 
 
 def percent(share: float | None, digits: int = 0) -> str:

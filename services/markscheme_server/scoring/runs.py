@@ -63,7 +63,7 @@ class RunService:
                 or cached[2].state != _state(run, cached[1])
             ):
                 loaded = await self._histories.load(run)
-                summary = _summary(loaded, costs[run.id])
+                summary = summarise(loaded, costs[run.id])
                 if perf_counter() < until:
                     found = self._findings(loaded, costs[run.id], budgets)
                     summary = summary.model_copy(update={"findings": _counts(found)})
@@ -79,7 +79,7 @@ class RunService:
         history, run = loaded.history, loaded.run
         total = history.total
         done = len(history.steps)
-        summary = _summary(loaded, cost).model_copy(update={"findings": _counts(found)})
+        summary = summarise(loaded, cost).model_copy(update={"findings": _counts(found)})
         return schema.RunDetail(
             **summary.model_dump(),
             reasons=dict(total.reasons),
@@ -283,7 +283,7 @@ def _counts(found: Sequence[Finding]) -> schema.FindingCounts:
     return schema.FindingCounts(alarm=alarms, watch=len(found) - alarms)
 
 
-def _summary(loaded: LoadedRun, cost: RunCost) -> schema.RunSummary:
+def summarise(loaded: LoadedRun, cost: RunCost) -> schema.RunSummary:
     """Return a run without its findings."""
     run, history = loaded.run, loaded.history
     total = history.total
@@ -376,11 +376,10 @@ def _over_steps(history: RunHistory, counts: Mapping[int, Cells], bins: int) -> 
         span[3] += judged
         span[4] += unknown
     by_step = list(counts.values())
-    window = max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
     return {
         "total": _share(by_step),
-        "first": _share(by_step[:window]),
-        "now": _share(by_step[-window:]),
+        "first": _share(by_step[: _window(by_step)]),
+        "now": share_now(by_step),
         "spans": [
             schema.CriterionSpan(
                 first_step=first, last_step=last, met=met, judged=judged, unknown=unknown
@@ -388,6 +387,15 @@ def _over_steps(history: RunHistory, counts: Mapping[int, Cells], bins: int) -> 
             for first, last, met, judged, unknown in spans.values()
         ],
     }
+
+
+def share_now(by_step: Sequence[Cells]) -> schema.CriterionShare:
+    """Return the share of a criterion, or of a category, in its last window of steps."""
+    return _share(by_step[-_window(by_step) :])
+
+
+def _window(by_step: Sequence[Cells]) -> int:
+    return max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
 
 
 def _share(counts: Sequence[Cells]) -> schema.CriterionShare:

@@ -1,5 +1,6 @@
 """Stored groups as people look at them: prompt, rollouts, texts and what the judge said."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from markscheme.vocabulary import AssignedOrigin, ReusePolicy, VerifyMode
 from markscheme_server.domain.group_figures import GroupFigures, load_figures
 from markscheme_server.domain.hashing import ChatMessage
+from markscheme_server.domain.run_comparison import LastGroup
 from markscheme_server.domain.run_history import SecondVerdicts
 from markscheme_server.domain.trajectory import Response
 from markscheme_server.store.engine.database import Database, team_scope
@@ -112,6 +114,37 @@ class RunGroupStore:
             rows = await connection.execute(query, {"keys": self._db.keys(ids)})
             found = {row.id: _group(row) for row in rows}
         return [found[id_] for id_ in ids if id_ in found]
+
+    async def last_of_prompts(self, team: str, run_ids: Sequence[str]) -> list[LastGroup]:
+        """Return the last scored group of each prompt in each of the team's runs.
+
+        Of groups with a known reward, if there is one.
+        """
+        a = assignments.c
+        place = sa.func.row_number().over(
+            partition_by=(a.run_id, a.prompt_key),
+            order_by=(a.reward_mean.is_(None), a.step.desc(), a.created_at.desc(), a.id.desc()),
+        )
+        ranked = (
+            sa.select(
+                a.id,
+                a.run_id,
+                a.prompt_key,
+                a.step,
+                a.rubric_id,
+                a.judge,
+                a.reward_mean,
+                place.label("place"),
+            )
+            .where(a.team == team, a.run_id.in_(run_ids), a.figures.is_not(None))
+            .subquery()
+        )
+        columns = [each for each in ranked.c if each.name != "place"]
+        query = sa.select(*columns).where(ranked.c.place == 1)
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = (await connection.execute(query)).all()
+        # In a thread: a run may have a prompt of its own in each of thousands of groups.
+        return await asyncio.to_thread(lambda: [LastGroup(*row) for row in rows])
 
     async def rollouts(self, team: str, ids: Sequence[str]) -> dict[str, list[StoredRollout]]:
         """Return the rollouts of the team's groups, by group, in the order of their ids."""

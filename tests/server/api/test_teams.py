@@ -66,6 +66,7 @@ CALLS: dict[tuple[str, str], tuple[str, dict[str, Any] | None]] = {
         {"records": [{"step": 0, "metrics": {"loss": 1.0}}]},
     ),
     ("GET", "/v1/runs"): ("read", None),
+    ("GET", "/v1/runs:compare"): ("read", None),
     ("GET", "/v1/runs/{run_id}"): ("read", None),
     ("GET", "/v1/runs/{run_id}/steps"): ("read", None),
     ("GET", "/v1/runs/{run_id}/criteria"): ("read", None),
@@ -180,6 +181,8 @@ def test_every_route_with_every_kind_of_key(
             expected = 404  # their ids are not known before something is scored
         elif path == "/v1/replays/estimate" or (method, path) == ("POST", "/v1/replays"):
             expected = 422  # the run has no group
+        elif path == "/v1/runs:compare":
+            expected = 400  # one run alone
         assert answer.status_code == expected, (method, path, answer.text)
 
 
@@ -188,6 +191,8 @@ def _place(method: str, path: str, rubric: str, prefix: str) -> str:
     name = "green" if (method, path) == ("DELETE", "/v1/teams/{name}") else "red"
     names = {"rubric_id": rubric, "prefix": prefix, "name": name, "run_id": "r%2F1"}
     place = path.format(**names, group_id="asg_none", replay_id="rpl_none")
+    if path == "/v1/runs:compare":
+        return f"{place}?runs=r%2F1"
     if path == "/v1/replays/estimate":
         return f"{place}?run_id=r%2F1&verify=group"
     return f"{place}?rollout=r1" if path.endswith("/judge-prompt") else place

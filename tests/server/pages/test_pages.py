@@ -20,18 +20,24 @@ from fakes.pages import (
     replay_figures,
     run_figures,
 )
-from fakes.runs import HOSTILE, REPLAYS, MadeRun, made_group, made_replay
+from fakes.runs import HOSTILE, REPLAYS, MadeRun, made_comparison, made_group, made_replay
 from markscheme import schema
 from markscheme.client import Client
-from markscheme_server.domain.caller import OPERATOR
-from markscheme_server.pages import render, views
+from markscheme_server.domain.caller import OPERATOR, Caller
+from markscheme_server.pages import comparison, render, views
 from markscheme_server.pages.render import POLICY, Frame
 from markscheme_server.pages.words import CATEGORIES
 
 RUN = "/pages/runs/support-7b-ropd-4"
 GROUP = "/pages/groups/asg_0000"
+COMPARE = "/pages/compare?runs=support-7b-ropd-4"
 PAGES = (
     "/pages/",
+    "/pages/?runs=support-7b-ropd-4,another",
+    "/pages/compare",
+    COMPARE,
+    f"{COMPARE},b",
+    f"{COMPARE}&runs=b&runs=c&runs=d&runs=e&runs=f&criteria=all&after={0:064x}",
     RUN,
     f"{RUN}?last=200&sort=spread&criterion=x&first_step=4&last_step=9",
     GROUP,
@@ -109,7 +115,7 @@ def test_every_page_is_well_formed_and_may_load_this_services_files_only(
 
 def test_every_address_of_a_page_is_there(show: Callable[..., Any]) -> None:
     get = show()
-    seen, todo = set(), {"/pages/", RUN, GROUP, "/pages/judges"}
+    seen, todo = set(), {"/pages/", RUN, GROUP, "/pages/judges", f"{COMPARE},b"}
     while todo:
         path = todo.pop()
         seen.add(path)
@@ -122,7 +128,7 @@ def test_every_address_of_a_page_is_there(show: Callable[..., Any]) -> None:
             if target and not target.startswith("#"):
                 full = httpx.URL(f"http://x{path}").join(target.split("#")[0])
                 found = full.raw_path.decode()
-                known = ("static", "runs/", "replays/", "judges", "cost")
+                known = ("static", "runs/", "replays/", "judges", "cost", "compare", "?runs")
                 below = found.removeprefix("/pages/")
                 if below.startswith(known) and found not in seen and len(seen | todo) < 32:
                     todo.add(found)
@@ -229,8 +235,10 @@ def test_hostile_text_stays_text_wherever_it_is_shown(show: Callable[..., Any]) 
     get = show(text=HOSTILE)
     run = httpx.URL("/pages/runs/").join(views.path(HOSTILE))
     replays = [f"/pages/replays/{id}" for id in REPLAYS]
+    names = httpx.QueryParams({"runs": [HOSTILE, f"{HOSTILE} 2"]})
+    chosen = (f"/pages/?{names}", f"/pages/compare?{names}")
     pages = ("/pages/", str(run), f"{run}/report", GROUP, f"{GROUP}?judge=r0", "/pages/judges")
-    for path in (*pages, *replays):
+    for path in (*pages, *replays, *chosen):
         answer = get(path)
         assert answer.status_code == 200, path
         page = Page(answer.text)  # fails where an element of the text became one of the page
@@ -243,7 +251,16 @@ def test_hostile_text_stays_text_wherever_it_is_shown(show: Callable[..., Any]) 
 
 def test_hostile_text_of_an_address_stays_text(show: Callable[..., Any]) -> None:
     get = show()
-    for path in ("signin?next=", "rubrics?text=", "nowhere/", "runs/", "groups/", "rubrics?tag="):
+    for path in (
+        "signin?next=",
+        "rubrics?text=",
+        "nowhere/",
+        "runs/",
+        "groups/",
+        "rubrics?tag=",
+        "?runs=",
+        "compare?runs=",
+    ):
         page = Page(get(f"/pages/{path}{httpx.QueryParams({'': HOSTILE})}".replace("?=", "?")).text)
         assert not page.all("img")
 
@@ -391,6 +408,52 @@ def test_steps_are_a_table_of_comma_separated_values(show: Callable[..., Any]) -
 
 def test_without_runs_it_says_how_to_make_one(show: Callable[..., Any]) -> None:
     assert "No run has been scored yet" in Page(show(team="another")("/pages/").text).text
+
+
+def test_criteria_that_differ_by_their_condition_are_told_apart() -> None:
+    run = MadeRun(steps=30, criteria=4)
+    texts = [
+        "It is short. Counts only for a response that is in English.",
+        "It is short. Counts only for a response that has at least 5 words.",
+        "It is polite. Counts only for a reply of five words or more.",
+        "It is polite. Counts only for a reply of five words or more.",
+    ]
+    listed = run.criterion_list()
+    data = [c.model_copy(update={"text": t}) for c, t in zip(listed.data, texts, strict=True)]
+    view = views.run_page(
+        run.detail(),
+        run.step_list(),
+        listed.model_copy(update={"data": data}),
+        run.finding_list(),
+        run.group_list(),
+        views.Window(),
+    )
+    page = Page(render.page("run.html", Frame("../", "runs", OPERATOR), **view))
+    assert "It is short. only if it is in English" in page.text
+    assert "It is short. only if it has at least 5 words" in page.text
+    assert "It is polite. only for a reply of five words or more, c3 of rub_1" in page.text
+    assert "only if it is in English" in {th.get("title") for th in page.all("th")}
+
+
+def test_a_criterion_alone_shows_its_statement_only() -> None:
+    (label,) = views.labels([("It is short. Counts only if it is in English.", "c1")])
+    assert (label.statement, label.note) == ("It is short.", "")
+    assert label.condition == "only if it is in English"
+
+
+def test_a_browser_with_a_session_is_offered_no_address_that_takes_a_key() -> None:
+    run, found = run_view(MadeRun()), made_comparison([MadeRun(), MadeRun(id="b")])
+    compared = comparison.compare_page(found, all_criteria=False, after=None)
+    scorer = Caller("default", frozenset({"score"}))
+    for template, view in (("run.html", run), ("compare.html", compared)):
+        for frame, offered in (
+            (Frame("", "runs", OPERATOR), True),
+            (Frame("", "runs", OPERATOR, signed_in=True), False),
+            (Frame("", "runs", scorer), False),
+        ):
+            page = Page(render.page(template, frame, **view))
+            links = [a["href"] or "" for a in page.all("a")]
+            assert any("/v1/" in link for link in links) == offered
 
 
 def test_rubrics_show_what_changed_and_where_they_come_from(show: Callable[..., Any]) -> None:

@@ -63,7 +63,7 @@
           cross.setAttribute("x2", at);
           cross.classList.add("on");
           const lines = Object.entries(data.series).map(
-            ([name, values]) => `${name} ${values[near] === null ? "not known" : values[near].toFixed(3)}`);
+            ([name, values]) => `${name} ${values[near] === null ? "not known" : values[near].toFixed?.(3) ?? values[near]}`);
           if (data.unscored[near]) lines.push(`${count(data.unscored[near])} rollouts not known`);
           show([steps(data.steps[near], data.offset), ...lines].join("\n"), event);
         });
@@ -150,6 +150,8 @@
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
       fresh.dataset.etag = etag;
       hide();
+      const ticked = new Set([...main.querySelectorAll(":checked")].map((box) => box.value));
+      fresh.querySelectorAll("[type=checkbox]").forEach((box) => { box.checked = ticked.has(box.value); });
       main.replaceWith(document.adoptNode(fresh));
       start();
     } catch (error) {
