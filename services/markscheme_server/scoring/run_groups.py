@@ -14,7 +14,7 @@ from markscheme_server import wire
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_text
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.domain.run_history import GroupSummary
+from markscheme_server.domain.run_blocks import GroupSummary
 from markscheme_server.domain.trajectory import Response, Trajectory, judged, judged_key, reply_of
 from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET
 from markscheme_server.errors import NotFound

@@ -11,14 +11,9 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import (
-    BLOCK_STEPS,
-    BLOCK_VERSION,
-    Block,
-    BlockMark,
-    RunGroup,
-    SecondReward,
-)
+from markscheme_server.domain.run_blocks import BLOCK_STEPS, BLOCK_VERSION, Block, BlockMark
+from markscheme_server.domain.run_columns import RunGroup
+from markscheme_server.domain.run_history import SecondReward
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.engine.database import Database, team_scope
@@ -460,7 +455,7 @@ class RunStore:
 
 
 def _block_of(step: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """Return the first step of the block that a step is in; see `run_history.block_of`."""
+    """Return the first step of the block that a step is in; see `run_blocks.block_of`."""
     # Not a parameter: PostgreSQL must see that it selects and groups by the same expression.
     size = sa.literal_column(str(BLOCK_STEPS), sa.Integer)
     return step // size * size

@@ -347,7 +347,7 @@ run_blocks = sa.Table(
     sa.Column("figures", sa.LargeBinary, nullable=False),
     sa.Column("details", sa.LargeBinary, nullable=False),
 )
-"""The figures of some steps of a run, added up: `domain.run_history.Block`.
+"""The figures of some steps of a run, added up: `domain.run_blocks.Block`.
 
 Made from the groups when they are read, and read in their place while ``groups``, ``pruned`` and
 ``scored_at`` are still those of the groups. ``version``: of the format of ``figures`` and

@@ -14,16 +14,9 @@ from markscheme_server.domain.group_figures import (
     length_reward,
     load_figures,
 )
-from markscheme_server.domain.run_history import (
-    BLOCK_STEPS,
-    BlockMark,
-    Counts,
-    RunGroup,
-    RunHistory,
-    SecondReward,
-    block_of,
-    count_verdicts,
-)
+from markscheme_server.domain.run_blocks import BLOCK_STEPS, BlockMark, block_of
+from markscheme_server.domain.run_columns import Counts, RunGroup, count_verdicts
+from markscheme_server.domain.run_history import RunHistory, SecondReward
 
 CRITERIA = 3
 
@@ -62,12 +55,15 @@ def run(seed: int, steps: int = 30) -> list[RunGroup]:
 
 def shown(history: RunHistory) -> Any:
     return {
-        "steps": history.steps,
+        "steps": history.spans(1_000_000),
         "groups": sorted(history.groups),
         "verdicts": history.verdicts(),
         "recent": history.verdicts(20),
-        "counts": {rubric: dict(each) for rubric, each in history.counts.items()},
-        "teachers": history.teacher_verdicts,
+        "counts": {
+            rubric: [each.of(number) for number in range(CRITERIA)]
+            for rubric, each in history.columns.verdicts.items()
+        },
+        "teachers": history.columns.teachers,
         "pruned": (history.pruned, history.pruned_until),
         "seconds": history.seconds_per_step,
     }
@@ -153,7 +149,7 @@ def test_verdicts_are_counted_by_criterion() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
-    rng, groups = random.Random(seed), run(seed)
+    rng, groups = random.Random(seed), run(seed, steps=3 * BLOCK_STEPS)
     second = [
         SecondReward(g.id, g.step, 0.5, rng.choice([0.25, 1.0]))
         for g in groups
@@ -164,8 +160,10 @@ def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
     # A step is sent again, others are new.
     again = group(rng, groups[5].step, 9)
     later = [*groups, again]
-    changed = {each.step for each in (*groups[-8:], again)}
-    renewed = RunHistory([each for each in later if each.step in changed], second, metrics, before)
+    changed = {block_of(each.step) for each in (*groups[-8:], again)}
+    renewed = RunHistory(
+        [each for each in later if block_of(each.step) in changed], second, metrics, before
+    )
     assert shown(renewed) == shown(RunHistory(later, second, metrics))
     assert shown(before) == shown(
         RunHistory(groups[:-8], second[:-2], dict(list(metrics.items())[:5]))
@@ -186,7 +184,7 @@ def test_a_history_of_stored_blocks_is_that_of_their_groups(seed: int) -> None:
     assert [block.first for block in blocks] == [0, BLOCK_STEPS, 2 * BLOCK_STEPS]
     assert [block.mark for block in blocks] == list(marks(groups).values())
     assert shown(RunHistory([], second, metrics, blocks=blocks)) == shown(every)
-    # The second block is read from its groups, and the third with the figures of another time.
+    # The second block is read from its groups, and the third is stored with other figures.
     rest = [each for each in groups if block_of(each.step) == BLOCK_STEPS]
     earlier = RunHistory(groups[:-9], second[:5], {})
     mixed = RunHistory(rest, second, metrics, earlier, [blocks[0], blocks[2]])
@@ -199,5 +197,5 @@ def test_a_block_holds_rewards_to_the_last_bit() -> None:
     before = RunHistory([RunGroup("g", 7, "r", None, False, figures)])
     (block,) = before.blocks({0: BlockMark(1, 0, 1.0)})
     after = RunHistory([], blocks=[block])
-    assert after.steps[7].rewards == [0.1 + 0.2, 1 / 3, 5e-324]
+    assert list(after.total.rewards) == [0.1 + 0.2, 1 / 3, 5e-324]
     assert after.groups == before.groups

@@ -10,7 +10,8 @@ from markscheme import schema
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.domain.run_history import BLOCK_STEPS, RunGroup
+from markscheme_server.domain.run_blocks import BLOCK_STEPS
+from markscheme_server.domain.run_columns import RunGroup
 from markscheme_server.scoring import runs
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.run_groups import RunGroupService
