@@ -26,6 +26,7 @@ from typing import Any
 import sqlalchemy as sa
 import uvloop
 
+from markscheme_server import logs
 from markscheme_server.app import create_app
 from markscheme_server.cli.server import tune_garbage_collector
 from markscheme_server.config import Settings
@@ -102,7 +103,7 @@ class Service:
 
 @asynccontextmanager
 async def process(settings: Settings, address: str) -> AsyncIterator[Service]:
-    """A process that has just begun, and whose code has answered `address` twice."""
+    """Yield a process that has just begun, and whose code has answered `address` twice."""
     app = create_app(settings)
     async with app.router.lifespan_context(app) as state:
         service = Service(app, state)
@@ -132,28 +133,29 @@ async def measure(name: str, url: str) -> None:
     settings = Settings(_env_file=None, database_url=url)
     await migrate.prepare(settings.sqlalchemy_url)
     store = Store(settings.sqlalchemy_url)
-    other = await seed_run(store, DEFAULT_TEAM, "other", RunSize(steps=60, prompts=20), seed=2)
     groups = await seed_run(store, DEFAULT_TEAM, "run", RunSize())
+    # Another run, the newest: a list of one has it alone.
+    other = await seed_run(store, DEFAULT_TEAM, "other", RunSize(steps=60, prompts=20), seed=2)
     await settle(store, url)
     tune_garbage_collector()  # as the service does
     a = assignments.c
     async with store.database.reading(TEAM) as connection:
-        of_group = dict(
-            row._tuple()
-            for row in await connection.execute(
-                sa.select(a.id, a.rubric_id).where(a.id.in_([other[-1], groups[-1]]))
-            )
+        rows = await connection.execute(
+            sa.select(a.id, a.rubric_id).where(a.id.in_([other[-1], groups[-1]]))
         )
+        of_group = {row.id: row.rubric_id for row in rows}
     print(f"{name:18}{'unread':>14}{'cold':>14}{'changed':>14}{'same':>14}")
     for answer, route in ROUTES.items():
         of_other = route.format(run="other", group=other[-1], rubric=of_group[other[-1]])
+        if answer == "runs":
+            of_other += "?limit=1"
         asked = route.format(run="run", group=groups[-1], rubric=of_group[groups[-1]])
         times: list[list[Times]] = []
         for _ in range(TIMES):
             await forget(store, "run")
             async with process(settings, of_other) as service:
                 row = [await service.get(asked)]
-                await service.get(f"/v1/runs/run?{_}")  # its blocks are stored, whatever was asked
+                await service.get("/v1/runs/run")  # stores its blocks, whatever was asked before
             await touch(store, "run", groups[-1])
             async with process(settings, of_other) as service:
                 row.append(await service.get(asked))
@@ -181,6 +183,7 @@ def _best(times: Any) -> str:
 
 def main() -> None:
     """Run it."""
+    logs.configure("warning")
     if len(sys.argv) > 1:
         uvloop.run(measure("given database", sys.argv[1]))
         return

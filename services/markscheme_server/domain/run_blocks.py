@@ -31,11 +31,7 @@ _HEAD = struct.Struct("<III")
 
 
 class GroupSummary(NamedTuple):
-    """What groups are listed and sorted by.
-
-    `words`: the mean of its rollouts. `gap`: the mean difference between the rewards of the two
-    judges, where there is a second one.
-    """
+    """What groups are listed and sorted by. `words`: the mean of its rollouts."""
 
     id: str
     step: int
@@ -46,7 +42,6 @@ class GroupSummary(NamedTuple):
     teacher: float | None
     words: float | None
     unscored: int
-    gap: float | None = None
 
 
 class BlockMark(NamedTuple):

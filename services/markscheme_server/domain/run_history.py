@@ -34,20 +34,13 @@ class SecondVerdicts(NamedTuple):
     verdicts: str
 
 
-class SecondReward(NamedTuple):
-    """The rewards of a rollout of a run by two judges, the training judge's first."""
-
-    group: str
-    step: int
-    first_reward: float
-    reward: float
-
-
 class RunHistory:
     """A run: its steps, its groups, and the verdicts of its rubrics.
 
     Attributes:
         columns: The figures of its steps.
+        second: By step: rollouts with rewards by two judges, the sum of the training judge's
+            rewards, and of the second one's.
         metrics: The trainer's metrics by step.
         judges: The judges whose verdicts count.
         rubrics: The ids of its rubrics.
@@ -58,7 +51,7 @@ class RunHistory:
     def __init__(
         self,
         groups: Iterable[RunGroup],
-        second: Iterable[SecondReward] = (),
+        second: Mapping[int, tuple[int, float, float]] | None = None,
         metrics: Mapping[int, Mapping[str, float | None]] | None = None,
         before: "RunHistory | None" = None,
         blocks: Iterable[Block] = (),
@@ -68,54 +61,40 @@ class RunHistory:
         Args:
             groups: All groups of the blocks of steps that are neither in `before` nor in `blocks`,
                 or have changed since.
-            second: All rollouts with rewards by two judges.
-            metrics: All metrics of the trainer by step.
+            second: See the attribute.
+            metrics: See the attribute.
             before: An earlier history of the run, whose other blocks are taken over.
             blocks: Blocks of steps as they are stored.
         """
         by_block: dict[int, list[RunGroup]] = defaultdict(list)
         for group in groups:
             by_block[block_of(group.step)].append(group)
-        parts = dict(before._blocks) if before is not None else {}
+        parts: dict[int, StepBlock] = dict(before._blocks) if before is not None else {}
         parts |= {block.first: StepBlock.unpack(block) for block in blocks}
         parts |= {first: StepBlock.of(of_block) for first, of_block in by_block.items()}
-        self._blocks = dict(sorted(parts.items()))
+        self._blocks: dict[int, StepBlock] = dict(sorted(parts.items()))
         self.columns = Columns.joined(block.columns for block in self._blocks.values())
-        self.metrics = metrics or {}
-        self._second = list(second)
+        self.second, self.metrics = second or {}, metrics or {}
         self.judges, self.rubrics = list(self.columns.judges), list(self.columns.rubrics)
         pruned = self.columns.counts["pruned"]
         self.pruned = sum(pruned)
-        self.pruned_until = next(
-            (step + 1 for step, count in zip(reversed(self.steps), reversed(pruned)) if count),
-            None,
-        )
+        last = max((n for n, count in enumerate(pruned) if count), default=None)
+        self.pruned_until = None if last is None else self.steps[last] + 1
 
     @property
     def steps(self) -> Sequence[int]:
         """The steps that have groups, in order."""
         return self.columns.steps
 
-    @cached_property
-    def second(self) -> Mapping[int, tuple[int, float, float]]:
-        """By step: rollouts of two judges, the sum of their rewards, and of the second ones."""
-        found: dict[int, tuple[int, float, float]] = {}
-        for each in self._second:
-            count, first, other = found.get(each.step, (0, 0.0, 0.0))
-            found[each.step] = count + 1, first + each.first_reward, other + each.reward
-        return found
-
-    @cached_property
-    def groups(self) -> list[GroupSummary]:
-        """The groups that were not pruned, in the order of steps."""
-        gaps: dict[str, list[float]] = defaultdict(list)
-        for each in self._second:
-            gaps[each.group].append(abs(each.reward - each.first_reward))
-        return [
-            group._replace(gap=statistics.fmean(gaps[group.id])) if group.id in gaps else group
-            for block in self._blocks.values()
-            for group in block.details.groups
-        ]
+    def groups(self, *, newest_first: bool = False) -> Iterator[GroupSummary]:
+        """Yield the groups that were not pruned, in the order of steps."""
+        for block in reversed(self._blocks.values()) if newest_first else self._blocks.values():
+            groups = block.details.groups
+            yield from (
+                sorted(groups, key=lambda g: (g.step, g.at, g.id), reverse=True)
+                if newest_first
+                else groups
+            )
 
     def verdicts(self, since: int | None = None) -> dict[str, str]:
         """Return the joined verdict strings of the steps from `since` on, by rubric id."""

@@ -106,7 +106,8 @@ class LoadedRun:
                 for number, key in enumerate(keys):
                     by_step = verdicts.of(number)
                     found[key] = _sum_by_step(found[key], by_step) if key in found else by_step
-            for key, counts in zip(keys, self.history.columns.teachers.get(rubric, ())):
+            of_teachers = self.history.columns.teachers.get(rubric, ())
+            for key, counts in zip(keys, of_teachers, strict=bool(of_teachers)):
                 teachers[key] = teachers[key].plus(counts)
         return {
             key: CriterionCounts(key, first[key], rubrics[key], found.get(key, {}), teachers[key])
@@ -224,30 +225,20 @@ class RunHistories:
         if cached is not None and cached.run == run:
             self._cache.move_to_end(key)
             return cached
-        marks = await self._store.block_marks(*key)
         known = cached.marks if cached is not None else {}
-        changed = {first: mark for first, mark in marks.items() if known.get(first) != mark}
-        # The last block still grows: it is read from its groups.
-        last = max(marks, default=None)
-        stored = [
-            block
-            for block in await self._store.blocks(*key, changed.keys() - {last})
-            if block.mark == changed[block.first]
-        ]
-        unread = changed.keys() - {block.first for block in stored}
-        groups, second, metrics, repeats = await asyncio.gather(
-            self._store.groups(*key, unread),
-            self._store.second(*key),
-            self._store.metrics(*key),
-            self._store.repeats(*key),
-        )
+        read = await self._store.read(*key, known)
         before = cached.history if cached is not None else None
-        # In a thread, because a long run takes hundreds of milliseconds of the event loop.
-        history = await asyncio.to_thread(RunHistory, groups, second, metrics, before, stored)
-        if full := {first: marks[first] for first in sorted(unread - {last})}:
+
+        def make() -> RunHistory:
+            return RunHistory(read.groups(), read.second, read.metrics(), before, read.blocks)
+
+        # In a thread, because a long run takes a hundred milliseconds of the event loop.
+        history = await asyncio.to_thread(make)
+        last = max(read.marks, default=None)
+        if full := {first: read.marks[first] for first in sorted(read.unread) if first != last}:
             await self._save(run, await asyncio.to_thread(history.blocks, full))
         criteria = await self._store.criteria(run.team, history.rubrics)
-        loaded = LoadedRun(run, history, criteria, repeats, marks)
+        loaded = LoadedRun(run, history, criteria, read.repeats, read.marks)
         self._cache[key] = loaded
         self._cache.move_to_end(key)
         while len(self._cache) > CACHED_RUNS:

@@ -205,7 +205,8 @@ judge_calls = sa.Table(
     sa.Column("replay_id", sa.String(40)),
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
-    sa.Index(None, "team", "run_id"),
+    # With all that a run's cost is added up from, so that no row is read for it.
+    sa.Index(None, "team", "run_id", "cost_usd", "unpriced_calls", "calls"),
     sa.Index(None, "replay_id"),
 )
 """The ledger of calls to judges and teachers: by whom, for what, and at what cost.

@@ -1,7 +1,7 @@
 """A figure of a run over its steps: windows, tests of shares, and the step at which it changed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -204,16 +204,14 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
     wt = [w * t for t, w in enumerate(weights)]
     wy = list(map(mul, weights, values))
     # Sums up to each index: of weights, and of them times t, t², y and y t.
-    sw, st, stt, sy, sty = (
-        list(accumulate(column, initial=0.0))
-        for column in (
-            weights,
-            wt,
-            (each * t for t, each in enumerate(wt)),
-            wy,
-            (each * t for t, each in enumerate(wy)),
-        )
+    columns: tuple[Iterable[float], ...] = (
+        weights,
+        wt,
+        (each * t for t, each in enumerate(wt)),
+        wy,
+        (each * t for t, each in enumerate(wy)),
     )
+    sw, st, stt, sy, sty = (list(accumulate(column, initial=0.0)) for column in columns)
     w_all, y_all = sw[-1], sy[-1]
     yy_all = sum(map(mul, wy, values))
     level = yy_all - y_all * y_all / w_all
