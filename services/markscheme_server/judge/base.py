@@ -11,7 +11,7 @@ from markscheme.vocabulary import FindingKind, UnscoredReason, VerifyMode, View
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.domain.hashing import ChatMessage
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import Counts
+from markscheme_server.domain.run_columns import Counts
 from markscheme_server.domain.trajectory import Judged
 
 if TYPE_CHECKING:

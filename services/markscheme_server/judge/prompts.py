@@ -18,7 +18,7 @@ from typing import Any
 from markscheme.vocabulary import CATEGORIES
 from markscheme_server.domain.hashing import digest, prompt_text
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import Counts
+from markscheme_server.domain.run_columns import Counts
 from markscheme_server.domain.trajectory import (
     Judged,
     Transcript,

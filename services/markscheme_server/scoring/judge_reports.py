@@ -9,7 +9,7 @@ from markscheme import schema
 from markscheme_server import metrics
 from markscheme_server.domain.agreement import agreement, wilson
 from markscheme_server.domain.caller import Caller
-from markscheme_server.domain.run_history import Counts
+from markscheme_server.domain.run_columns import Counts
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.errors import NotFound
 from markscheme_server.judge.base import Judge

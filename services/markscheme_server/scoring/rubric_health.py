@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from markscheme_server.domain.findings.series import MIN_STEPS, phi
 from markscheme_server.domain.rubric import Rubric
-from markscheme_server.domain.run_history import RunGroup, RunHistory, count_verdicts
+from markscheme_server.domain.run_columns import Counts, RunGroup, count_verdicts
+from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.judge.base import FAULTS, EarlierCriterion
 from markscheme_server.scoring.run_histories import LoadedRun, compare
 from markscheme_server.store.engine.ids import now
@@ -114,7 +115,7 @@ def _health(team: str, rubric: Rubric, groups: list[RunGroup], runs: Sequence[st
     size, keys = len(rubric.criteria), life.keys[rubric.id]
     joined = history.verdicts().get(rubric.id, "")
     rollouts = count_verdicts(joined, size)
-    teachers = count_verdicts(history.teacher_verdicts.get(rubric.id, ""), size)
+    teachers = history.columns.teachers.get(rubric.id) or [Counts()] * size
     same: dict[int, list[str]] = {}
     for (one, other), cells in compare(joined, size).items():
         if sum(cells) >= SAME_KNOWN and (phi(*cells) or 0.0) >= SAME:

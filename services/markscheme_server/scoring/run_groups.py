@@ -1,6 +1,8 @@
 """List a run's groups, and return one with everything that is stored about it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 
 from markscheme import schema
 from markscheme.vocabulary import (
@@ -14,7 +16,7 @@ from markscheme_server import wire
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_text
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.domain.run_history import GroupSummary
+from markscheme_server.domain.run_blocks import GroupSummary
 from markscheme_server.domain.trajectory import Response, Trajectory, judged, judged_key, reply_of
 from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET
 from markscheme_server.errors import NotFound
@@ -33,20 +35,27 @@ from markscheme_server.store.runs import RunStore
 
 PROMPT_LENGTH = 300
 
-_SORT_KEYS: Mapping[GroupSort, Callable[[GroupSummary], tuple[float, float] | None]] = {
-    "newest": lambda g: (0, 0),
-    "spread": lambda g: (g.spread, g.at) if g.spread is not None else None,
-    "flat": lambda g: (0, 0) if g.spread == 0 else None,
+_SORT_KEYS: Mapping[GroupSort, Callable[[GroupSummary], float | None]] = {
+    "spread": lambda g: g.spread,
+    "flat": lambda g: 0.0 if g.spread == 0 else None,
     "above_teacher": lambda g: (
-        (g.mean - g.teacher, 0)
+        g.mean - g.teacher
         if g.mean is not None and g.teacher is not None and g.mean > g.teacher
         else None
     ),
-    "unknown": lambda g: (g.unscored, 0) if g.unscored else None,
-    "length": lambda g: (g.words, 0) if g.words is not None else None,
-    "disagreement": lambda g: (g.gap, 0) if g.gap is not None else None,
+    "unknown": lambda g: g.unscored or None,
+    "length": lambda g: g.words,
 }
-"""Sort keys of groups, greatest first; `None` leaves a group out."""
+"""Sort keys of groups, greatest first and then newest first; `None` leaves a group out."""
+
+
+def _ranked(
+    groups: Iterable[GroupSummary], rank: Callable[[GroupSummary], float | None]
+) -> list[GroupSummary]:
+    """Return the groups that have a rank, the greatest first, else in the order given."""
+    ranked = [(key, group) for group in groups if (key := rank(group)) is not None]
+    ranked.sort(key=itemgetter(0), reverse=True)
+    return [group for _, group in ranked]
 
 
 class RunGroupService:
@@ -82,22 +91,27 @@ class RunGroupService:
             for rubric, keys in loaded.keys.items()
             if wanted.criterion is None or wanted.criterion in keys
         }
-        rank = _SORT_KEYS[wanted.sort]
-        found = [
-            (key, group)
-            for group in loaded.history.groups
+        found: Iterable[GroupSummary] = (
+            group
+            for group in loaded.history.groups(newest_first=True)
             if (wanted.first_step is None or group.step >= wanted.first_step)
             and (wanted.last_step is None or group.step <= wanted.last_step)
             and (wanted.criterion is None or group.rubric_id in rubrics)
-            and (key := rank(group)) is not None
-        ]
-        found.sort(key=lambda pair: (pair[0], pair[1].step, pair[1].at, pair[1].id), reverse=True)
-        ids = [group.id for _, group in found]
-        start = ids.index(after) + 1 if after in ids else 0
+        )
+        if wanted.sort == "disagreement":
+            gaps = await self._runs.gaps(caller.team, run_id)
+            found = _ranked(found, lambda group: gaps.get(group.id))
+        elif wanted.sort != "newest":
+            found = _ranked(found, _SORT_KEYS[wanted.sort])
+        ids: Iterable[str] = (group.id for group in found)
+        if after is not None:
+            every = list(ids)
+            ids = every[every.index(after) + 1 :] if after in every else every
+        page = list(islice(ids, limit + 1))
         return schema.RunGroupList(
             first_step=loaded.history.first_step,
-            data=await self.summaries(caller.team, ids[start : start + limit]),
-            has_more=start + limit < len(ids),
+            data=await self.summaries(caller.team, page[:limit]),
+            has_more=len(page) > limit,
         )
 
     async def summaries(self, team: str, ids: Sequence[str]) -> list[schema.RunGroup]:
@@ -128,9 +142,7 @@ class RunGroupService:
         )
         second = {each.rollout: each for each in await self._groups.second(team, group.id)}
         run = await self._runs.find(team, group.run_id) if group.run_id is not None else None
-        first_step = (
-            (await self._histories.load(run)).history.first_step if run is not None else None
-        )
+        first_step = await self._runs.first_step(team, run.id) if run is not None else None
         before, after = await self._groups.neighbours(team, group)
         known = [r.reward for r in rollouts if r.reward is not None]
         mean = sum(known) / len(known) if known else None

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, timedelta
 from functools import cached_property
-from operator import mul
 from time import monotonic
 
 import structlog
@@ -25,15 +24,9 @@ from markscheme_server.domain.findings import (
 )
 from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import (
-    Block,
-    BlockMark,
-    Cells,
-    Counts,
-    RunHistory,
-    StepTotals,
-    count_verdicts,
-)
+from markscheme_server.domain.run_blocks import Block, BlockMark
+from markscheme_server.domain.run_columns import Cells, Counts
+from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET, UNKNOWN
 from markscheme_server.store.budgets import Budget
 from markscheme_server.store.engine.ids import now
@@ -79,8 +72,7 @@ class LoadedRun:
     """A run with its history.
 
     `criteria`: by rubric id, of the rubrics that the team sees. `marks`: those of the groups that
-    the history is of. `figures`: what the rules read of each step, with the totals that it was
-    computed from.
+    the history is of.
     """
 
     run: StoredRun
@@ -88,7 +80,6 @@ class LoadedRun:
     criteria: Mapping[str, Sequence[Criterion]]
     repeats: Sequence[Repeats]
     marks: Mapping[int, BlockMark] = field(default_factory=dict)
-    figures: dict[int, tuple[StepTotals, StepFigures]] = field(default_factory=dict)
     _found: dict[tuple[object, ...], list[Finding]] = field(default_factory=dict)
 
     @cached_property
@@ -111,13 +102,13 @@ class LoadedRun:
             for key, criterion in zip(keys, criteria, strict=True):
                 first.setdefault(key, criterion)
                 rubrics[key].append(rubric)
-            steps = self.history.counts.get(rubric, {})
-            for key, column in zip(keys, zip(*steps.values(), strict=True), strict=bool(steps)):
-                by_step = dict(zip(steps, column, strict=True))
-                found[key] = _sum_by_step(found[key], by_step) if key in found else by_step
-            if joined := self.history.teacher_verdicts.get(rubric, ""):
-                for key, counts in zip(keys, count_verdicts(joined, len(keys)), strict=True):
-                    teachers[key] = teachers[key].plus(counts)
+            if (verdicts := self.history.columns.verdicts.get(rubric)) is not None:
+                for number, key in enumerate(keys):
+                    by_step = verdicts.of(number)
+                    found[key] = _sum_by_step(found[key], by_step) if key in found else by_step
+            of_teachers = self.history.columns.teachers.get(rubric, ())
+            for key, counts in zip(keys, of_teachers, strict=bool(of_teachers)):
+                teachers[key] = teachers[key].plus(counts)
         return {
             key: CriterionCounts(key, first[key], rubrics[key], found.get(key, {}), teachers[key])
             for key in first
@@ -138,7 +129,7 @@ class LoadedRun:
             self._found.clear()
             self._found[asked] = find(
                 RunFigures(
-                    steps=[self._step_figures(totals) for totals in self.history.steps.values()],
+                    steps=_step_figures(self.history),
                     criteria=self._criterion_figures(),
                     pairs=self._pairs(),
                     running=running,
@@ -149,12 +140,6 @@ class LoadedRun:
                 )
             )
         return self._found[asked]
-
-    def _step_figures(self, totals: StepTotals) -> StepFigures:
-        known = self.figures.get(totals.first)
-        if known is None or known[0] is not totals:
-            known = self.figures[totals.first] = totals, _step(totals)
-        return known[1]
 
     def _criterion_figures(self) -> list[CriterionFigures]:
         repeats = {each.criterion_key: each for each in self.repeats}
@@ -174,7 +159,7 @@ class LoadedRun:
         ]
 
     def _pairs(self) -> list[PairFigures]:
-        start = next(iter(list(self.history.steps)[-PAIR_STEPS:]), 0)
+        start = next(iter(self.history.steps[-PAIR_STEPS:]), 0)
         found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         recent = self.history.verdicts(start)
         for rubric, keys in self.keys.items():
@@ -240,31 +225,20 @@ class RunHistories:
         if cached is not None and cached.run == run:
             self._cache.move_to_end(key)
             return cached
-        marks = await self._store.block_marks(*key)
         known = cached.marks if cached is not None else {}
-        changed = {first: mark for first, mark in marks.items() if known.get(first) != mark}
-        # The last block still grows: it is read from its groups.
-        last = max(marks, default=None)
-        stored = [
-            block
-            for block in await self._store.blocks(*key, changed.keys() - {last})
-            if block.mark == changed[block.first]
-        ]
-        unread = changed.keys() - {block.first for block in stored}
-        groups, second, metrics, repeats = await asyncio.gather(
-            self._store.groups(*key, unread),
-            self._store.second(*key),
-            self._store.metrics(*key),
-            self._store.repeats(*key),
-        )
+        read = await self._store.read(*key, known)
         before = cached.history if cached is not None else None
-        # In a thread, because a long run takes hundreds of milliseconds of the event loop.
-        history = await asyncio.to_thread(RunHistory, groups, second, metrics, before, stored)
-        if full := {first: marks[first] for first in sorted(unread - {last})}:
+
+        def make() -> RunHistory:
+            return RunHistory(read.groups(), read.second, read.metrics(), before, read.blocks)
+
+        # In a thread, because a long run takes a hundred milliseconds of the event loop.
+        history = await asyncio.to_thread(make)
+        last = max(read.marks, default=None)
+        if full := {first: read.marks[first] for first in sorted(read.unread) if first != last}:
             await self._save(run, await asyncio.to_thread(history.blocks, full))
         criteria = await self._store.criteria(run.team, history.rubrics)
-        figures = cached.figures if cached is not None else {}
-        loaded = LoadedRun(run, history, criteria, repeats, marks, figures)
+        loaded = LoadedRun(run, history, criteria, read.repeats, read.marks)
         self._cache[key] = loaded
         self._cache.move_to_end(key)
         while len(self._cache) > CACHED_RUNS:
@@ -290,22 +264,39 @@ def _added(criteria: Sequence[CriterionCounts]) -> CategoryCounts:
     return CategoryCounts(len(criteria), added, teacher)
 
 
-def _step(totals: StepTotals) -> StepFigures:
-    return StepFigures(
-        step=totals.first,
-        rollouts=totals.rollouts,
-        reasons=totals.reasons,
-        reward_sum=sum(totals.rewards),
-        reward_squares=sum(map(mul, totals.rewards, totals.rewards)),
-        truncated=totals.truncated,
-        comparable_groups=totals.comparable,
-        flat_groups=totals.flat,
-        words=totals.words[0] if totals.words[1] == totals.rollouts else None,
-        teacher=PairedRewards(*totals.beside_teacher),
-        second_judge=PairedRewards(*totals.second),
-        length_reward=LengthReward(*totals.length_reward),
-        metrics=totals.mean_metrics,
-    )
+def _step_figures(history: RunHistory) -> list[StepFigures]:
+    columns = history.columns
+    c, s = columns.counts, columns.sums
+    none: Mapping[str, int] = {}
+    no_metrics: Mapping[str, float | None] = {}
+    no_second = PairedRewards()
+    return [
+        StepFigures(*row)
+        for row in zip(
+            columns.steps,
+            c["rollouts"],
+            (columns.reasons.get(step, none) for step in columns.steps),
+            s["reward"],
+            s["reward_squares"],
+            c["truncated"],
+            c["comparable"],
+            c["flat"],
+            (
+                words if known == rollouts else None
+                for words, known, rollouts in zip(
+                    c["words"], c["words_known"], c["rollouts"], strict=True
+                )
+            ),
+            map(PairedRewards, c["beside_teacher"], s["beside_reward"], s["beside_other"]),
+            (
+                PairedRewards(*history.second[step]) if step in history.second else no_second
+                for step in columns.steps
+            ),
+            map(LengthReward, c["length_rollouts"], c["length_groups"], s["xx"], s["yy"], s["xy"]),
+            (history.metrics.get(step, no_metrics) for step in columns.steps),
+            strict=True,
+        )
+    ]
 
 
 def _budget(budget: Budget) -> BudgetFigures:

@@ -11,7 +11,9 @@ from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
-from markscheme_server.domain.run_history import Cells, RunHistory, StepTotals
+from markscheme_server.domain.run_columns import Cells
+from markscheme_server.domain.run_history import RunHistory
+from markscheme_server.domain.step_totals import StepTotals
 from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories

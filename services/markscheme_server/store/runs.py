@@ -1,6 +1,5 @@
 """Training runs: what they are, and the figures of their groups."""
 
-import asyncio
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,8 @@ import sqlalchemy as sa
 
 from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import (
-    BLOCK_STEPS,
-    BLOCK_VERSION,
-    Block,
-    BlockMark,
-    RunGroup,
-    SecondReward,
-)
+from markscheme_server.domain.run_blocks import BLOCK_STEPS, BLOCK_VERSION, Block, BlockMark
+from markscheme_server.domain.run_columns import RunGroup
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.audit import Actor, record
 from markscheme_server.store.engine.database import Database, team_scope
@@ -76,6 +69,33 @@ class Repeats:
     flipped: int
 
 
+@dataclass(frozen=True, slots=True)
+class RunReading:
+    """What the history of a run is made of.
+
+    `marks`: those of all blocks of steps. `blocks`: those that are as they were stored. `unread`:
+    the first steps of the others, whose groups were read. `second`: by step, how many rollouts have
+    rewards by two judges, and the sums of both rewards.
+    """
+
+    marks: Mapping[int, BlockMark]
+    blocks: Sequence[Block]
+    unread: Collection[int]
+    _groups: Sequence[Any]
+    second: Mapping[int, tuple[int, float, float]]
+    _metrics: Sequence[Any]
+    repeats: Sequence[Repeats]
+
+    def groups(self) -> list[RunGroup]:
+        """Parse the groups, those that were pruned included; thousands take long."""
+        return _run_groups(self._groups)
+
+    def metrics(self) -> dict[int, dict[str, float | None]]:
+        """Parse the trainer's metrics by step."""
+        loaded = json.loads(f"[{','.join(metrics for _, metrics in self._metrics)}]")
+        return {step: of for (step, _), of in zip(self._metrics, loaded, strict=True)}
+
+
 class RunStore:
     """Runs by team and id."""
 
@@ -105,10 +125,13 @@ class RunStore:
                 p.team == team, p.run_id == run
             ),
         )
-        firsts: sa.BindParameter[list[int]] = sa.bindparam("firsts", expanding=True)
+        span = database.rows(
+            [sa.Column("low", sa.Integer), sa.Column("high", sa.Integer)], "ranges"
+        )
+        # Ranges instead of a condition on the block, because an index has them.
         self._groups = sa.union_all(
             *(
-                each.where(_block_of(step).in_(firsts))
+                each.where(step >= span.low, step < span.high)
                 for each, step in zip(groups, (a.step, p.step), strict=True)
             )
         )
@@ -136,7 +159,8 @@ class RunStore:
         ).where(
             k.team == team,
             k.run_id == run,
-            k.first_step.in_(firsts),
+            k.first_step >= sa.bindparam("low"),
+            k.first_step <= sa.bindparam("high"),
             k.version == BLOCK_VERSION,
         )
         new = database.insert(run_blocks)
@@ -147,6 +171,47 @@ class RunStore:
                 for name in ("version", "groups", "pruned", "scored_at", "figures", "details")
             },
         )
+        m, o, q = run_records.c, second_verdicts.c, repeat_verdicts.c
+        self._metrics = sa.select(m.step, m.metrics).where(m.team == team, m.run_id == run)
+        both = (
+            o.team == team,
+            o.run_id == run,
+            o.step.is_not(None),
+            o.first_reward.is_not(None),
+            o.reward.is_not(None),
+        )
+        self._second = (
+            sa.select(o.step, sa.func.count(), sa.func.sum(o.first_reward), sa.func.sum(o.reward))
+            .where(*both)
+            .group_by(o.step)
+        )
+        self._gaps = (
+            sa.select(o.assignment_id, sa.func.avg(sa.func.abs(o.reward - o.first_reward)))
+            .where(*both)
+            .group_by(o.assignment_id)
+        )
+        self._repeats = (
+            sa.select(
+                q.criterion_key,
+                sa.func.count(),
+                sa.func.count(sa.case((q.met_before != q.met_now, 1))),
+            )
+            .where(
+                q.team == team,
+                q.run_id == run,
+                q.met_before.is_not(None),
+                q.met_now.is_not(None),
+            )
+            .group_by(q.criterion_key)
+        )
+        self._first_steps = [
+            sa.select(a.step)
+            .where(a.team == team, a.run_id == run, a.figures.is_not(None))
+            .order_by(a.step)
+            .limit(1),
+            sa.select(sa.func.min(p.step)).where(p.team == team, p.run_id == run),
+        ]
+        self._costs = _cost_queries(database)
 
     async def find(self, team: str, run_id: str) -> StoredRun | None:
         """Return a run of a team."""
@@ -255,28 +320,54 @@ class RunStore:
                 return False
         return True
 
-    async def block_marks(self, team: str, run_id: str) -> dict[int, BlockMark]:
-        """Return the marks of a run's blocks as its groups are now, by their first steps."""
-        found: dict[int, BlockMark] = {}
-        async with self._db.reading(team_scope(team)) as connection:
-            rows = await connection.execute(self._block_marks, {"team": team, "run": run_id})
-            for first, groups, pruned, scored_at in rows:
-                known = found.get(first, BlockMark())
-                found[first] = BlockMark(
-                    known.groups + groups,
-                    known.pruned + pruned,
-                    known.scored_at if scored_at is None else scored_at,
-                )
-        return found
+    async def read(self, team: str, run_id: str, known: Mapping[int, BlockMark]) -> "RunReading":
+        """Read what the history of a run is made of.
 
-    async def blocks(self, team: str, run_id: str, firsts: Collection[int]) -> list[Block]:
-        """Return the stored blocks of a run that begin with these steps."""
-        if not firsts:
-            return []
-        of_run = {"team": team, "run": run_id, "firsts": list(firsts)}
+        `known`: marks of blocks that need not be read while they are the same.
+        """
+        of_run: dict[str, Any] = {"team": team, "run": run_id}
         async with self._db.reading(team_scope(team)) as connection:
-            rows = await connection.execute(self._blocks, of_run)
-            return [Block(row[0], BlockMark(*row[1:4]), *row[4:]) for row in rows]
+
+            async def rows(statement: Any, **more: Any) -> Sequence[Any]:
+                return (await connection.execute(statement, of_run | more)).all()
+
+            marks = _marks(await rows(self._block_marks))
+            unread = {first for first, mark in marks.items() if known.get(first) != mark}
+            # The last block still grows: it is read from its groups.
+            closed = unread - {max(marks, default=None)}
+            stored = [
+                Block(row[0], BlockMark(*row[1:4]), *row[4:])
+                for row in (
+                    await rows(self._blocks, low=min(closed), high=max(closed)) if closed else ()
+                )
+            ]
+            blocks = [each for each in stored if each.first in closed]
+            blocks = [each for each in blocks if each.mark == marks[each.first]]
+            unread -= {block.first for block in blocks}
+            return RunReading(
+                marks,
+                blocks,
+                unread,
+                await rows(self._groups, ranges=self._db.pack(_ranges(unread))) if unread else (),
+                {step: tuple(sums) for step, *sums in await rows(self._second)},
+                await rows(self._metrics),
+                [Repeats(*row) for row in await rows(self._repeats)],
+            )
+
+    async def gaps(self, team: str, run_id: str) -> dict[str, float]:
+        """Return the mean difference of two judges' rewards of each group that has both."""
+        async with self._db.reading(team_scope(team)) as connection:
+            rows = await connection.execute(self._gaps, {"team": team, "run": run_id})
+            return {row[0]: row[1] for row in rows}
+
+    async def first_step(self, team: str, run_id: str) -> int | None:
+        """Return the first step of a run that has a scored group, pruned ones included."""
+        of_run = {"team": team, "run": run_id}
+        async with self._db.reading(team_scope(team)) as connection:
+            found = [
+                (await connection.execute(each, of_run)).scalar() for each in self._first_steps
+            ]
+        return min((step for step in found if step is not None), default=None)
 
     async def save_blocks(self, team: str, run_id: str, blocks: Sequence[Block]) -> None:
         """Store blocks of a run in place of earlier ones."""
@@ -295,19 +386,6 @@ class RunStore:
         async with self._db.writing(team_scope(team)) as connection:
             await connection.execute(self._save_block, rows)
 
-    async def groups(self, team: str, run_id: str, firsts: Collection[int]) -> list[RunGroup]:
-        """Return the scored groups of the blocks of a run that begin with these steps.
-
-        Those that were pruned are among them.
-        """
-        if not firsts:
-            return []
-        of_run = {"team": team, "run": run_id, "firsts": list(firsts)}
-        async with self._db.reading(team_scope(team)) as connection:
-            rows = (await connection.execute(self._groups, of_run)).all()
-        # In a thread: those of a long run take hundreds of milliseconds.
-        return await asyncio.to_thread(_run_groups, rows)
-
     async def groups_of_rubric(self, team: str, rubric_id: str) -> tuple[list[RunGroup], list[str]]:
         """Return the team's groups that a rubric scored, and the runs that they are of."""
         a, p = assignments.c, past_groups.c
@@ -324,28 +402,6 @@ class RunStore:
         return _run_groups([row[:6] for row in rows]), sorted(
             {row[6] for row in rows if row[6] is not None}
         )
-
-    async def metrics(self, team: str, run_id: str) -> dict[int, dict[str, float | None]]:
-        """Return the trainer's metrics by step."""
-        c = run_records.c
-        query = sa.select(c.step, c.metrics).where(c.team == team, c.run_id == run_id)
-        async with self._db.reading(team_scope(team)) as connection:
-            rows = (await connection.execute(query)).all()
-        loaded = json.loads(f"[{','.join(metrics for _, metrics in rows)}]")
-        return {step: metrics for (step, _), metrics in zip(rows, loaded, strict=True)}
-
-    async def second(self, team: str, run_id: str) -> list[SecondReward]:
-        """Return the rewards of a run's rollouts that are known of two judges."""
-        c = second_verdicts.c
-        query = sa.select(c.assignment_id, c.step, c.first_reward, c.reward).where(
-            c.team == team,
-            c.run_id == run_id,
-            c.step.is_not(None),
-            c.first_reward.is_not(None),
-            c.reward.is_not(None),
-        )
-        async with self._db.reading(team_scope(team)) as connection:
-            return [SecondReward(*row) for row in await connection.execute(query)]
 
     async def save_second(self, team: str, run_id: str | None, rows: Rows) -> None:
         """Store what a second judge said: rows of `second_verdicts` without team and run."""
@@ -391,26 +447,6 @@ class RunStore:
                 .values(changed_at=at)
             )
 
-    async def repeats(self, team: str, run_id: str) -> list[Repeats]:
-        """Count a run's verdicts that were asked for again, by criterion, where both are known."""
-        c = repeat_verdicts.c
-        query = (
-            sa.select(
-                c.criterion_key,
-                sa.func.count(),
-                sa.func.count(sa.case((c.met_before != c.met_now, 1))),
-            )
-            .where(
-                c.team == team,
-                c.run_id == run_id,
-                c.met_before.is_not(None),
-                c.met_now.is_not(None),
-            )
-            .group_by(c.criterion_key)
-        )
-        async with self._db.reading(team_scope(team)) as connection:
-            return [Repeats(*row) for row in await connection.execute(query)]
-
     async def criteria(self, team: str, rubric_ids: Sequence[str]) -> dict[str, list[Criterion]]:
         """Return the criteria of those of these rubrics that the team may see, by rubric id."""
         query = sa.select(rubrics.c.id, rubrics.c.criteria).where(
@@ -422,33 +458,13 @@ class RunStore:
 
     async def costs(self, team: str, run_ids: Sequence[str]) -> dict[str, RunCost]:
         """Return what judging runs cost, and what reuse saved."""
-        c, a, p = judge_calls.c, assignments.c, past_usage.c
-        unpriced = sa.func.coalesce(
-            c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)
-        )
-        queries = (
-            sa.select(c.run_id, sa.func.sum(c.cost_usd), sa.literal(0.0), sa.func.sum(unpriced))
-            .where(c.team == team, self._db.in_keys(c.run_id, "keys"))
-            .group_by(c.run_id),
-            sa.select(a.run_id, sa.null(), sa.func.sum(a.saved_usd), sa.literal(0))
-            .where(a.team == team, self._db.in_keys(a.run_id, "keys"))
-            .group_by(a.run_id),
-            sa.select(
-                p.run_id,
-                sa.func.sum(p.cost_usd),
-                sa.func.sum(p.saved_usd),
-                sa.func.sum(p.unpriced_calls),
-            )
-            .where(p.team == team, self._db.in_keys(p.run_id, "keys"))
-            .group_by(p.run_id),
-        )
         nano = dict.fromkeys(run_ids, 0)
         saved = dict.fromkeys(run_ids, 0.0)
         calls = dict.fromkeys(run_ids, 0)
         async with self._db.reading(team_scope(team)) as connection:
-            for query in queries:
+            for query in self._costs:
                 for run_id, cost, spared, without_price in await connection.execute(
-                    query, {"keys": self._db.keys(run_ids)}
+                    query, {"keys": self._db.keys(run_ids), "team": team}
                 ):
                     nano[run_id] += int(cost or 0)
                     saved[run_id] += float(spared or 0.0)
@@ -459,8 +475,31 @@ class RunStore:
         }
 
 
+def _cost_queries(database: Database) -> tuple[Any, ...]:
+    """Return queries of what runs cost and saved: of calls, of groups, and of what was pruned."""
+    team: sa.BindParameter[str] = sa.bindparam("team")
+    c, a, p = judge_calls.c, assignments.c, past_usage.c
+    unpriced = sa.func.coalesce(c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0))
+    return (
+        sa.select(c.run_id, sa.func.sum(c.cost_usd), sa.literal(0.0), sa.func.sum(unpriced))
+        .where(c.team == team, database.in_keys(c.run_id, "keys"))
+        .group_by(c.run_id),
+        sa.select(a.run_id, sa.null(), sa.func.sum(a.saved_usd), sa.literal(0))
+        .where(a.team == team, database.in_keys(a.run_id, "keys"))
+        .group_by(a.run_id),
+        sa.select(
+            p.run_id,
+            sa.func.sum(p.cost_usd),
+            sa.func.sum(p.saved_usd),
+            sa.func.sum(p.unpriced_calls),
+        )
+        .where(p.team == team, database.in_keys(p.run_id, "keys"))
+        .group_by(p.run_id),
+    )
+
+
 def _block_of(step: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """Return the first step of the block that a step is in; see `run_history.block_of`."""
+    """Return the first step of the block that a step is in; see `run_blocks.block_of`."""
     # Not a parameter: PostgreSQL must see that it selects and groups by the same expression.
     size = sa.literal_column(str(BLOCK_STEPS), sa.Integer)
     return step // size * size
@@ -468,6 +507,29 @@ def _block_of(step: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
 
 def _repeat_id(verdict_key: str) -> str:
     return f"rep_{verdict_key[:32]}"
+
+
+def _marks(rows: Iterable[Any]) -> dict[int, BlockMark]:
+    found: dict[int, BlockMark] = {}
+    for first, groups, pruned, scored_at in rows:
+        known = found.get(first, BlockMark())
+        found[first] = BlockMark(
+            known.groups + groups,
+            known.pruned + pruned,
+            known.scored_at if scored_at is None else scored_at,
+        )
+    return found
+
+
+def _ranges(firsts: Collection[int]) -> list[dict[str, Any]]:
+    """Return ranges of steps, low included and high not, that hold the steps of these blocks."""
+    ranges: list[dict[str, Any]] = []
+    for first in sorted(firsts):
+        if ranges and ranges[-1]["high"] == first:
+            ranges[-1]["high"] += BLOCK_STEPS
+        else:
+            ranges.append({"low": first, "high": first + BLOCK_STEPS})
+    return ranges
 
 
 def _run_groups(rows: Sequence[Any]) -> list[RunGroup]:

@@ -205,7 +205,8 @@ judge_calls = sa.Table(
     sa.Column("replay_id", sa.String(40)),
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
-    sa.Index(None, "team", "run_id"),
+    # With all that a run's cost is added up from, so that no row is read for it.
+    sa.Index(None, "team", "run_id", "cost_usd", "unpriced_calls", "calls"),
     sa.Index(None, "replay_id"),
 )
 """The ledger of calls to judges and teachers: by whom, for what, and at what cost.
@@ -347,7 +348,7 @@ run_blocks = sa.Table(
     sa.Column("figures", sa.LargeBinary, nullable=False),
     sa.Column("details", sa.LargeBinary, nullable=False),
 )
-"""The figures of some steps of a run, added up: `domain.run_history.Block`.
+"""The figures of some steps of a run, added up: `domain.run_blocks.Block`.
 
 Made from the groups when they are read, and read in their place while ``groups``, ``pruned`` and
 ``scored_at`` are still those of the groups. ``version``: of the format of ``figures`` and

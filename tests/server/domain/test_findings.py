@@ -77,9 +77,7 @@ def test_the_finding_of_an_outage_leads_to_its_steps_and_reasons() -> None:
 
 def test_steps_that_a_trainer_counts_from_1_stay_as_they_are() -> None:
     run = synthetic_run(3, fault="unknown", onset=60)
-    moved = dataclasses.replace(
-        run, steps=[dataclasses.replace(s, step=s.step + 1) for s in run.steps]
-    )
+    moved = dataclasses.replace(run, steps=[s._replace(step=s.step + 1) for s in run.steps])
     [found] = of_kind(find(moved), "unknown")
     assert found.since_step == found.groups.first_step == 61
 
@@ -166,7 +164,7 @@ def test_a_run_that_ended_spends_no_more() -> None:
 
 def test_alarms_come_first() -> None:
     run = synthetic_run(4, fault="cut_off", onset=50, steps=240)
-    metrics = [dataclasses.replace(s, metrics={"collapse/short": 1.0}) for s in run.steps]
+    metrics = [s._replace(metrics={"collapse/short": 1.0}) for s in run.steps]
     levels = [each.level for each in find(dataclasses.replace(run, steps=metrics))]
     assert levels == ["alarm", "watch"]
 
@@ -174,11 +172,12 @@ def test_alarms_come_first() -> None:
 @pytest.mark.parametrize("length", [1, 10, 40])
 def test_the_onset_of_a_slow_change_is_its_first_step(length: int) -> None:
     rng = random.Random(length)
-    rows = []
+    met = []
     for t in range(400):
         share = 0.4 + 0.5 * min(1.0, max(0.0, (t - 200) / length))
-        rows.append((t, (32.0, float(sum(rng.random() < share for _ in range(32))))))
-    assert abs(Series.of(rows, mean).change(0, rising=True) - 201) <= 10
+        met.append(float(sum(rng.random() < share for _ in range(32))))
+    series = Series.of(range(400), ([32.0] * 400, met), mean)
+    assert abs(series.change(0, rising=True) - 201) <= 10
 
 
 def test_wilsons_interval_is_that_of_the_literature() -> None:
@@ -218,7 +217,7 @@ def runs(draw: st.DrawFn) -> RunFigures:
     # Few distinct steps, repeated: long runs are quick to draw.
     kinds = draw(st.lists(step_figures(0), max_size=4))
     length = draw(st.sampled_from([0, 1, 2, 19, 20, 21, 80, 130])) if kinds else 0
-    steps = [dataclasses.replace(kinds[n * len(kinds) // length], step=n) for n in range(length)]
+    steps = [kinds[n * len(kinds) // length]._replace(step=n) for n in range(length)]
     criteria = []
     for key in range(draw(st.integers(0, 2))):
         judged = [draw(counts) for _ in range(3)]
@@ -269,18 +268,14 @@ def test_unknown_rewards_change_no_finding_about_the_known_ones(run: RunFigures,
     def known(steps: Sequence[StepFigures]) -> list[Finding]:
         about = {"falling", "length_pays", "judges_part", "above_teacher", "no_spread"}
         # `words` is not known if it is not known of one rollout.
-        plain = [dataclasses.replace(each, words=None) for each in steps]
+        plain = [each._replace(words=None) for each in steps]
         found = find(RunFigures(plain))
         return [
             dataclasses.replace(each, groups=GroupFilter()) for each in found if each.kind in about
         ]
 
     steps = [
-        dataclasses.replace(
-            each,
-            rollouts=each.rollouts + more,
-            reasons={"timeout": each.unknown + more},
-        )
+        each._replace(rollouts=each.rollouts + more, reasons={"timeout": each.unknown + more})
         for each in run.steps
     ]
     outage = [StepFigures(len(steps) + n, more, {"timeout": more}) for n in range(more)]

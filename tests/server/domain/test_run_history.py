@@ -14,16 +14,9 @@ from markscheme_server.domain.group_figures import (
     length_reward,
     load_figures,
 )
-from markscheme_server.domain.run_history import (
-    BLOCK_STEPS,
-    BlockMark,
-    Counts,
-    RunGroup,
-    RunHistory,
-    SecondReward,
-    block_of,
-    count_verdicts,
-)
+from markscheme_server.domain.run_blocks import BLOCK_STEPS, BlockMark, block_of
+from markscheme_server.domain.run_columns import Counts, RunGroup, count_verdicts
+from markscheme_server.domain.run_history import RunHistory
 
 CRITERIA = 3
 
@@ -62,12 +55,15 @@ def run(seed: int, steps: int = 30) -> list[RunGroup]:
 
 def shown(history: RunHistory) -> Any:
     return {
-        "steps": history.steps,
-        "groups": sorted(history.groups),
+        "steps": history.spans(1_000_000),
+        "groups": list(history.groups()),
         "verdicts": history.verdicts(),
         "recent": history.verdicts(20),
-        "counts": {rubric: dict(each) for rubric, each in history.counts.items()},
-        "teachers": history.teacher_verdicts,
+        "counts": {
+            rubric: [each.of(number) for number in range(CRITERIA)]
+            for rubric, each in history.columns.verdicts.items()
+        },
+        "teachers": history.columns.teachers,
         "pruned": (history.pruned, history.pruned_until),
         "seconds": history.seconds_per_step,
     }
@@ -153,23 +149,21 @@ def test_verdicts_are_counted_by_criterion() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
-    rng, groups = random.Random(seed), run(seed)
-    second = [
-        SecondReward(g.id, g.step, 0.5, rng.choice([0.25, 1.0]))
-        for g in groups
-        if rng.random() < 0.3
-    ]
+    rng, groups = random.Random(seed), run(seed, steps=3 * BLOCK_STEPS)
+    second = {g.step: (1, 0.5, rng.choice([0.25, 1.0])) for g in groups if rng.random() < 0.3}
     metrics = {g.step: {"loss": rng.random(), "kl": None} for g in groups}
-    before = RunHistory(groups[:-8], second[:-2], dict(list(metrics.items())[:5]))
+    before = RunHistory(groups[:-8], {}, dict(list(metrics.items())[:5]))
     # A step is sent again, others are new.
     again = group(rng, groups[5].step, 9)
     later = [*groups, again]
-    changed = {each.step for each in (*groups[-8:], again)}
-    renewed = RunHistory([each for each in later if each.step in changed], second, metrics, before)
+    changed = {block_of(each.step) for each in (*groups[-8:], again)}
+    renewed = RunHistory(
+        [each for each in later if block_of(each.step) in changed], second, metrics, before
+    )
     assert shown(renewed) == shown(RunHistory(later, second, metrics))
-    assert shown(before) == shown(
-        RunHistory(groups[:-8], second[:-2], dict(list(metrics.items())[:5]))
-    ), "it stays as it was"
+    assert shown(before) == shown(RunHistory(groups[:-8], {}, dict(list(metrics.items())[:5]))), (
+        "it stays as it was"
+    )
 
 
 def marks(groups: list[RunGroup]) -> dict[int, BlockMark]:
@@ -179,16 +173,16 @@ def marks(groups: list[RunGroup]) -> dict[int, BlockMark]:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_history_of_stored_blocks_is_that_of_their_groups(seed: int) -> None:
     rng, groups = random.Random(seed), run(seed, steps=3 * BLOCK_STEPS)
-    second = [SecondReward(g.id, g.step, 0.5, rng.random()) for g in groups[::3]]
+    second = {g.step: (1, 0.5, rng.random()) for g in groups[::3]}
     metrics = {g.step: {"loss": rng.random(), "kl": None} for g in groups}
     every = RunHistory(groups, second, metrics)
     blocks = every.blocks(marks(groups))
     assert [block.first for block in blocks] == [0, BLOCK_STEPS, 2 * BLOCK_STEPS]
     assert [block.mark for block in blocks] == list(marks(groups).values())
     assert shown(RunHistory([], second, metrics, blocks=blocks)) == shown(every)
-    # The second block is read from its groups, and the third with the figures of another time.
+    # The second block is read from its groups, and the third is stored with other figures.
     rest = [each for each in groups if block_of(each.step) == BLOCK_STEPS]
-    earlier = RunHistory(groups[:-9], second[:5], {})
+    earlier = RunHistory(groups[:-9], {}, {})
     mixed = RunHistory(rest, second, metrics, earlier, [blocks[0], blocks[2]])
     assert shown(mixed) == shown(every)
 
@@ -199,5 +193,5 @@ def test_a_block_holds_rewards_to_the_last_bit() -> None:
     before = RunHistory([RunGroup("g", 7, "r", None, False, figures)])
     (block,) = before.blocks({0: BlockMark(1, 0, 1.0)})
     after = RunHistory([], blocks=[block])
-    assert after.steps[7].rewards == [0.1 + 0.2, 1 / 3, 5e-324]
-    assert after.groups == before.groups
+    assert list(after.total.rewards) == [0.1 + 0.2, 1 / 3, 5e-324]
+    assert list(after.groups()) == list(before.groups())

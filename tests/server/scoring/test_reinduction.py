@@ -12,7 +12,7 @@ import pytest
 from fakes.judge import RUBRIC, ScriptedJudge, instructions, offered, text_of, verdicts
 from markscheme_server.domain.findings.series import MIN_STEPS
 from markscheme_server.domain.rubric import Criterion
-from markscheme_server.domain.run_history import Counts
+from markscheme_server.domain.run_columns import Counts
 from markscheme_server.judge import prompts
 from markscheme_server.judge.base import FAULTS, EarlierCriterion, InductionTask
 from server.deployment import Deployment

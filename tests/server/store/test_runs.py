@@ -1,6 +1,6 @@
 """Test what runs keep: figures beyond pruning, second verdicts, repeats, cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import pytest
@@ -10,7 +10,7 @@ from markscheme import schema
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
-from markscheme_server.domain.run_history import BLOCK_STEPS, RunGroup
+from markscheme_server.domain.run_blocks import BLOCK_STEPS, BlockMark
 from markscheme_server.scoring import runs
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.run_groups import RunGroupService
@@ -25,6 +25,7 @@ from markscheme_server.store.assignments import (
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.maintenance.prune import Pruner
+from markscheme_server.store.runs import RunReading
 from markscheme_server.store.store import Store
 
 RED = Caller("red", frozenset({"read"}))
@@ -141,13 +142,14 @@ async def test_another_process_reads_finished_steps_as_they_are_stored(
         await score(store, rubric, step, [("red", "11", 1.0), ("a b", "0?", None)])
     first = await answers(reader)
     read: list[set[int]] = []
-    groups = store.runs.groups
+    reading = store.runs.read
 
-    async def noted(team: str, run_id: str, firsts: set[int]) -> list[RunGroup]:
-        read.append(firsts)
-        return await groups(team, run_id, firsts)
+    async def noted(team: str, run_id: str, known: Mapping[int, BlockMark]) -> RunReading:
+        found = await reading(team, run_id, known)
+        read.append(set(found.unread))
+        return found
 
-    monkeypatch.setattr(store.runs, "groups", noted)
+    monkeypatch.setattr(store.runs, "read", noted)
     assert await answers(Reader(store)) == first
     # A step is sent again: what is stored of its block counts no more.
     await score(store, rubric, 0, [("red", "11", 1.0), ("a b", "10", 0.5)])
@@ -244,7 +246,7 @@ async def test_repeats_are_counted_where_both_verdicts_are_known(store: Store) -
             for i, met in enumerate([True, True, False, None])
         ],
     )
-    (found,) = await store.runs.repeats("red", "run")
+    (found,) = (await store.runs.read("red", "run", {})).repeats
     assert (found.criterion_key, found.asked, found.flipped) == (key, 3, 1)
     repeats = (await reader.reports.judges(RED)).data[0].repeats
     assert repeats is not None

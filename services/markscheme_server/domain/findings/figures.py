@@ -5,7 +5,8 @@ counts as 0.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from markscheme.vocabulary import BudgetWindow
@@ -54,9 +55,8 @@ class LengthReward(NamedTuple):
     xy: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class StepFigures:
-    """A step of a run.
+class StepFigures(NamedTuple):
+    """A step of a run. A tuple, because a run has thousands.
 
     Attributes:
         step: Its number, as the trainer sent it.
@@ -77,7 +77,7 @@ class StepFigures:
 
     step: int
     rollouts: int = 0
-    reasons: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = MappingProxyType({})
     reward_sum: float = 0.0
     reward_squares: float = 0.0
     truncated: int = 0
@@ -87,7 +87,7 @@ class StepFigures:
     teacher: PairedRewards = PairedRewards()
     second_judge: PairedRewards = PairedRewards()
     length_reward: LengthReward = LengthReward()
-    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = MappingProxyType({})
 
     @property
     def unknown(self) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 from markscheme.vocabulary import GroupSort
 from markscheme_server.domain.findings.figures import (
@@ -123,8 +124,10 @@ class _Report:
         A criterion that was not judged for two windows is of a rubric that the run no longer uses.
         """
         for criterion in sorted(self._run.criteria, key=lambda each: each.key):
-            rows = [(step, (judged, met)) for step, met, judged in criterion.steps]
-            series = Series.of(rows, mean)
+            if not criterion.steps:
+                continue
+            steps, met, judged = zip(*criterion.steps, strict=True)
+            series = Series.of(steps, (judged, met), mean)
             if not series.steps or series.steps[-1] < self._recent_step:
                 continue
             yield from self._inverted(criterion, series)
@@ -385,13 +388,19 @@ class _Report:
         """Unknown: the steps whose unknown rewards exceed the limit the most."""
         scored = [step for step in self._steps if step.rollouts > 0]
         width = min(UNKNOWN_STEPS, len(scored))
+        unknown = [step.unknown for step in scored]
+        # What there was of each up to each step: a window is a difference of two.
+        rollouts_to = list(accumulate((step.rollouts for step in scored), initial=0))
+        unknown_to = list(accumulate(unknown, initial=0))
         if not any(
-            (rollouts := sum(s.rollouts for s in some)) >= MIN_KNOWN
-            and sum(s.unknown for s in some) >= UNKNOWN * rollouts
-            for some in (scored[i : i + width] for i in range(len(scored) - width + 1))
+            (rollouts := rollouts_to[i + width] - rollouts_to[i]) >= MIN_KNOWN
+            and unknown_to[i + width] - unknown_to[i] >= UNKNOWN * rollouts
+            for i in range(len(scored) - width + 1)
         ):
             return
-        start, stop = _largest_sum([s.unknown - UNKNOWN * s.rollouts for s in scored])
+        start, stop = _largest_sum(
+            [count - UNKNOWN * step.rollouts for count, step in zip(unknown, scored, strict=True)]
+        )
         some = scored[start:stop]
         reasons = sum((Counter(step.reasons) for step in some), Counter[str]())
         count, rollouts = reasons.total(), sum(s.rollouts for s in some)
@@ -514,8 +523,11 @@ class _Report:
         *,
         known: Callable[[tuple[float, ...]], bool] = lambda row: True,
     ) -> Series:
-        rows = [(step.step, row(step)) for step in self._steps]
-        return Series.of([each for each in rows if known(each[1])], figure)
+        rows = [(step.step, *each) for step in self._steps if known(each := row(step))]
+        if not rows:
+            return Series((), (), figure)
+        steps, *columns = zip(*rows, strict=True)
+        return Series.of(steps, columns, figure)
 
     def _words(self, series: Series, window: Window) -> float | None:
         """Return the mean words of a rollout in a window, `None` if a step's words are unknown."""

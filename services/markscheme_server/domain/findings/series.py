@@ -1,9 +1,11 @@
 """A figure of a run over its steps: windows, tests of shares, and the step at which it changed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import gt, mul
 from typing import NamedTuple
 
 MAX_WIDTH = 100
@@ -30,26 +32,37 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """Rows of sums by step, and the figure that rows have.
+    """Columns of sums by step, and the figure that a row of them has.
 
     Sums add up over steps, so that the figure of a window is one over all that is in it, not a mean
     of means.
 
     Attributes:
         steps: The steps in which the figure is known, in order.
-        rows: Their sums. The first is the count that `MIN_KNOWN` is about.
+        columns: Their sums. The first is the count that `MIN_KNOWN` is about.
         figure: Returns the figure of a row whose count is not 0.
     """
 
     steps: Sequence[int]
-    rows: Sequence[Row]
+    columns: Sequence[Sequence[float]]
     figure: Callable[[Row], float]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[int, Row]], figure: Callable[[Row], float]) -> "Series":
-        """Return the series of pairs of step and row, in any order; those with no count are not."""
-        known = sorted(pair for pair in rows if pair[1][0] > 0)
-        return cls([step for step, _ in known], [row for _, row in known], figure)
+    def of(
+        cls,
+        steps: Sequence[int],
+        columns: Sequence[Sequence[float]],
+        figure: Callable[[Row], float],
+    ) -> "Series":
+        """Return the series of steps in any order; those with no count are left out."""
+        if min(columns[0], default=1) <= 0 or any(map(gt, steps, steps[1:])):
+            known = sorted(row for row in zip(steps, *columns, strict=True) if row[1] > 0)
+            steps, *columns = list(zip(*known, strict=True)) or [(), *((),) * len(columns)]
+        return cls(steps, columns, figure)
+
+    def rows(self, start: int, stop: int | None = None) -> Iterator[Row]:
+        """Return the rows from one index to another."""
+        return zip(*(column[start:stop] for column in self.columns), strict=True)
 
     @property
     def width(self) -> int:
@@ -80,7 +93,7 @@ class Series:
 
     def window(self, start: int, stop: int) -> Window:
         """Return the window from one index to another."""
-        return Window(start, stop, tuple(map(sum, zip(*self.rows[start:stop], strict=True))))
+        return Window(start, stop, tuple(sum(column[start:stop]) for column in self.columns))
 
     def at(self, window: Window) -> float:
         """Return the figure of a window."""
@@ -111,8 +124,8 @@ class Series:
         step is preferred unless a longer one fits better by the Bayesian information criterion.
         """
         sign = 1.0 if rising else -1.0
-        weights = [row[0] for row in self.rows[start:]]
-        values = [sign * self.figure(row) for row in self.rows[start:]]
+        weights = self.columns[0][start:]
+        values = [sign * self.figure(row) for row in self.rows(start)]
         return self.steps[start + _ramp_start(weights, values)]
 
 
@@ -145,7 +158,7 @@ def variance_by_step(series: Series, window: Window) -> float:
     middle = series.at(window)
     squares = sum(
         ((series.figure(row) - middle) * row[0]) ** 2
-        for row in series.rows[window.start : window.stop]
+        for row in series.rows(window.start, window.stop)
     )
     return squares / count**2 * steps / (steps - 1)
 
@@ -188,25 +201,33 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
     last = len(values) - 1
     if last < 1:
         return 0
-    sums: list[Row] = [(0.0,) * 6]
-    for t, (w, y) in enumerate(zip(weights, values, strict=True)):
-        row = (w, w * t, w * t * t, w * y, w * y * t, w * y * y)
-        sums.append(tuple(a + b for a, b in zip(sums[-1], row, strict=True)))
-    w0, _, _, wy, _, wyy = sums[-1]
+    wt = [w * t for t, w in enumerate(weights)]
+    wy = list(map(mul, weights, values))
+    # Sums up to each index: of weights, and of them times t, t², y and y t.
+    columns: tuple[Iterable[float], ...] = (
+        weights,
+        wt,
+        (each * t for t, each in enumerate(wt)),
+        wy,
+        (each * t for t, each in enumerate(wy)),
+    )
+    sw, st, stt, sy, sty = (list(accumulate(column, initial=0.0)) for column in columns)
+    w_all, y_all = sw[-1], sy[-1]
+    yy_all = sum(map(mul, wy, values))
+    level = yy_all - y_all * y_all / w_all
+    flat = 1e-12 * w_all
 
     def error(s: int, e: int) -> float:
         """Return the squared error of the best rising fit with these knots."""
-        a, b = sums[s + 1], sums[e]
-        w, wt, wtt, y0, y1, _ = (high - low for high, low in zip(b, a, strict=True))
-        after, y_after = w0 - b[0], wy - b[3]
-        length = e - s
-        f = (wt - s * w) / length + after
-        ff = (wtt - 2 * s * wt + s * s * w) / length**2 + after
-        fy = (y1 - s * y0) / length + y_after
+        a, length = s + 1, e - s
+        w, t, y = sw[e] - sw[a], st[e] - st[a], sy[e] - sy[a]
+        after, y_after = w_all - sw[e], y_all - sy[e]
+        f = (t - s * w) / length + after
+        ff = (stt[e] - stt[a] - 2 * s * t + s * s * w) / length**2 + after
+        fy = (sty[e] - sty[a] - s * y) / length + y_after
         # y = low + rise * f, with weights.
-        spread = ff - f * f / w0
-        rise = (fy - f * wy / w0) / spread if spread > 1e-12 * w0 else 0.0
-        level = wyy - wy * wy / w0
+        spread = ff - f * f / w_all
+        rise = (fy - f * y_all / w_all) / spread if spread > flat else 0.0
         return max(level - rise * rise * spread, 0.0) if rise > 0 else level
 
     step_error, step_at = min((error(s, s + 1), s) for s in range(last))
@@ -227,6 +248,6 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
             ramp_error, s, e = best
         else:
             hop //= 2
-    tiny = 1e-12 * max(wyy, 1e-12)
+    tiny = 1e-12 * max(yy_all, 1e-12)
     gain = len(values) * math.log((step_error + tiny) / (ramp_error + tiny))
     return (s if gain > math.log(len(values)) else step_at) + 1
