@@ -566,23 +566,17 @@ def test_a_short_response_is_no_demonstration(settings: dict[str, Any], tokenize
 
 
 @pytest.mark.parametrize(
-    ("fsdp_version", "zero_stage", "saves", "experts", "advice"),
+    ("fsdp_version", "zero_stage", "saves", "advice"),
     [
-        (1, None, True, False, "method srpo has a self-teacher.*set fsdp_version: 2"),
-        (None, 3, False, False, "would save no model: set zero3_save_16bit_model: true"),
-        (None, 0, False, False, "zero_stage 0 shards nothing"),
-        (None, 3, True, True, "set router_aux_loss_coef: 0"),
+        (1, None, True, "method srpo has a self-teacher.*set fsdp_version: 2"),
+        (None, 3, False, "would save no model: set zero3_save_16bit_model: true"),
+        (None, 0, False, "zero_stage 0 shards nothing"),
     ],
 )
 def test_shards_that_cannot_be_trained_or_saved_are_refused(
-    fsdp_version: int | None, zero_stage: int | None, saves: bool, experts: bool, advice: str
+    fsdp_version: int | None, zero_stage: int | None, saves: bool, advice: str
 ) -> None:
-    def trainer(
-        fsdp_version: int | None,
-        zero_stage: int | None,
-        saves: bool = True,
-        experts: bool = False,
-    ) -> Any:
+    def trainer(fsdp_version: int | None, zero_stage: int | None, saves: bool = True) -> Any:
         zero = {"stage3_gather_16bit_weights_on_model_save": saves}
         state = SimpleNamespace(
             deepspeed_plugin=SimpleNamespace(
@@ -593,13 +587,12 @@ def test_shards_that_cannot_be_trained_or_saved_are_refused(
         return SimpleNamespace(
             is_fsdp_enabled=fsdp_version is not None,
             is_deepspeed_enabled=zero_stage is not None,
-            aux_loss_enabled=experts,
             args=SimpleNamespace(method="srpo", fsdp_plugin_args=None),
             accelerator=SimpleNamespace(state=state),
         )
 
     with pytest.raises(ConfigError, match=advice):
-        check_shards(trainer(fsdp_version, zero_stage, saves, experts))
+        check_shards(trainer(fsdp_version, zero_stage, saves))
     check_shards(trainer(2, None))
     check_shards(trainer(None, 2))
     check_shards(trainer(None, 3))
