@@ -179,6 +179,23 @@ def test_how_strongly_each_branch_pulls(
     assert found == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["ema", "trust_region"])
+def test_states_kept_in_half_precision_make_the_same_logits(
+    kind: str, make_srpo_trainer: Maker
+) -> None:
+    """Autocast brings them to it before the head, whatever the last norm made of them."""
+    trainer = make_srpo_trainer(bf16=True, self_teacher=kind)
+    batch = generate(trainer)
+    teacher = trainer.distillation.self_teacher
+    kept = [states for states in batch["teacher_states"] if states is not None]
+    assert {states.dtype for states in kept} == {torch.bfloat16}
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    with trainer.accelerator.autocast(), torch.no_grad():
+        full = teacher.states(ids, torch.ones_like(ids), 3)
+        assert full.dtype == torch.float32
+        assert torch.equal(teacher.head(full), teacher.head(full.bfloat16()))
+
+
 def test_micro_batches_add_up(make_srpo_trainer: Maker) -> None:
     trainer = make_srpo_trainer()
     make_sure_of_itself(trainer)
