@@ -165,6 +165,16 @@ def test_half_precision_states_are_reduced_in_full(
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+def test_as_many_tokens_as_there_are_have_no_bucket_of_others(
+    parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
+) -> None:
+    all_of_them, whole = (
+        divergences(*parts, alpha=0.5, top_k=top_k, temperature=1.0)
+        for top_k in (VOCABULARY, None)
+    )
+    assert torch.equal(all_of_them, whole)
+
+
 def test_chunks_add_up_the_head_s_gradient_in_half_precision_without_a_bias() -> None:
     """Autocast sums them as it casts the head, in bf16: 64 add little to what one rounds away."""
     torch.manual_seed(1)

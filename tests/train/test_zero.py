@@ -250,6 +250,20 @@ def test_what_one_process_under_zero_3_began_two_end(given: dict[str, Any], tmp_
 
 
 @pytest.mark.slow
+def test_weights_computed_with_in_bf16_are_the_same_on_other_processes(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    """No step is left, so what was loaded is what is there."""
+    settings = given | {"bf16": True, "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    saved = run(tmp_path, settings, processes=2)
+    settings |= {"resume_from_checkpoint": str(tmp_path / "2" / "run" / "checkpoint-2")}
+    loaded = run(tmp_path, settings, processes=1, sharded=True)
+    for part in ("student", "teacher"):
+        for name, value in saved[part].items():
+            assert torch.equal(loaded[part][name], value), name
+
+
+@pytest.mark.slow
 def test_a_run_under_zero_3_samples_is_evaluated_saved_and_resumed(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
