@@ -169,8 +169,7 @@ def test_as_many_tokens_as_there_are_have_no_bucket_of_others(
     parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
 ) -> None:
     all_of_them, whole = (
-        divergences(*parts, alpha=0.5, top_k=top_k, temperature=1.0)
-        for top_k in (VOCABULARY, None)
+        divergences(*parts, alpha=0.5, top_k=top_k, temperature=1.0) for top_k in (VOCABULARY, None)
     )
     assert torch.equal(all_of_them, whole)
 
