@@ -2,8 +2,8 @@
 
 Without a URL, a new SQLite file and then a new PostgreSQL, whose role row-level security holds. A
 database must be new: two runs of 1,000 steps, 4 groups of 8 rollouts each and 12 criteria are
-written to it. A request passes the whole application, from its middleware to the bytes of the answer, but
-no network. The best of five of each answer:
+written to it. A request passes the whole application, from its middleware to the bytes of the
+answer, but no network. The best of five of each answer:
 
 - `unread`: nobody has read the run before.
 - `cold`: others have; then a group of the last step changed, and a process asks that has just

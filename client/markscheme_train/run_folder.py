@@ -149,15 +149,16 @@ def check_processes(
 ) -> None:
     """Warn that a run goes on with another number of processes than wrote its checkpoint.
 
-    Raises `ConfigError` with DeepSpeed, which cannot load it.
+    Raises `ConfigError` with DeepSpeed's stages 1 and 2, and with weights or optimiser on a disk.
     """
     before, now = processes_of(checkpoint), config.world_size
     if before == now:
         return
-    if config.deepspeed_plugin is not None:
+    if config.deepspeed_plugin is not None and not _can_be_cut_anew(config.deepspeed_plugin):
         raise ConfigError(
-            f"{checkpoint} was written by {before} processes and there are {now}: a checkpoint of "
-            "DeepSpeed can only be loaded by as many as wrote it"
+            f"{checkpoint} was written by {before} processes and there are {now}: resume it with "
+            f"{before}. With DeepSpeed only ZeRO 3 can go on with another number, with nothing "
+            "offloaded to a disk"
         )
     if config.process_index == 0:
         on_warning(
@@ -166,6 +167,15 @@ def check_processes(
             "random numbers start anew, so the rollouts are others than on "
             f"{before} processes"
         )
+
+
+def _can_be_cut_anew(plugin: Any) -> bool:
+    zero = plugin.deepspeed_config["zero_optimization"]
+    on_disk = any(
+        (zero.get(name) or {}).get("device") == "nvme"
+        for name in ("offload_optimizer", "offload_param")
+    )
+    return plugin.zero_stage == 3 and not on_disk
 
 
 def config_fingerprint(config: TrainConfig) -> dict[str, Any]:

@@ -386,7 +386,7 @@ class SelfDistillation:
             )
             for row, index in enumerate(part):
                 learnt = student_token_mask(batch)[index, :keep].bool()
-                row_states[index] = states[row, learnt].clone()
+                row_states[index] = _as_its_head_takes(states[row, learnt])
         for _ in range(own_passes, passes):
             # A sharded model's forward pass needs every process: this one has no row left.
             first = batch["completion_ids"][:1]
@@ -444,6 +444,17 @@ def routed_token_mask(batch: Mapping[str, Any]) -> Tensor:
     """Return the mask [B, C] of the tokens that are learnt from the self-teacher."""
     routed: Tensor = batch["routed"]
     return student_token_mask(batch).bool() & routed.unsqueeze(1)
+
+
+def _as_its_head_takes(states: Tensor) -> Tensor:
+    """Return states in the precision to which autocast brings them before an output layer.
+
+    The last norm makes them fp32 in any case; they would take twice the memory until the update.
+    """
+    device = states.device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    return states.to(torch.get_autocast_dtype(device))
 
 
 def _quantiles(name: str, values: Tensor) -> dict[str, float]:

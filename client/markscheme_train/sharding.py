@@ -55,11 +55,6 @@ def check_shards(trainer: "MarkschemeTrainer") -> None:
         )
     if trainer.args.method == "grpo":
         return
-    if plugin is not None and plugin.zero_stage == 3 and trainer.aux_loss_enabled:
-        raise ConfigError(
-            f"method {trainer.args.method} was not tried under ZeRO 3 with the loss of a mixture "
-            "of experts' routers: set router_aux_loss_coef: 0, or use FSDP 2 or ZeRO 2"
-        )
     if is_fsdp_run(trainer.args) and not trainer.is_fsdp_enabled:
         raise ConfigError("accelerate shards no weights on a CPU: leave out FSDP")
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:

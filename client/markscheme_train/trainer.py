@@ -48,6 +48,7 @@ from markscheme_train.self_teacher_lifecycle import (
 from markscheme_train.student_forward import plain_states, run_student, runs_plainly
 from markscheme_train.trainer_checkpoint import TrainerCheckpoint
 from markscheme_train.zero import GuardDeepSpeed
+from markscheme_train.zero_checkpoint import is_of_other_processes, load_from_other_processes
 
 PER_SEQUENCE = ("grpo", "sapo")
 """TRL's loss types that average over sequences."""
@@ -82,6 +83,8 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     - ``_load_rng_state``: called with the checkpoint once the first rows were passed over.
     - ``_save_checkpoint``, ``_get_output_dir``, ``_load_optimizer_and_scheduler``: a checkpoint is
       written below the one folder, its trainer state last, and read back at that moment.
+    - ``_prepare_for_training``, ``_load_best_model``: DeepSpeed loads a checkpoint in them, before
+      our state is read back.
 
     Args:
         model: The student.
@@ -463,6 +466,27 @@ class MarkschemeTrainer(GRPOTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write TRL's checkpoint with our own files; see `TrainerCheckpoint`."""
         self._checkpoint.save(partial(super()._save_checkpoint, model, trial))
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        """Prepare as transformers does; DeepSpeed cannot load a checkpoint of other processes."""
+        checkpoint = resume_from_checkpoint
+        if checkpoint is not None and is_of_other_processes(self, Path(checkpoint)):
+            made: tuple[Any, Any] = super()._prepare_for_training(max_steps, train_dataloader, None)
+            load_from_other_processes(self.model_wrapped, Path(checkpoint))
+            self._load_optimizer_and_scheduler(checkpoint)
+        else:
+            made = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        return made
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, also one of ZeRO 3 that other processes wrote."""
+        best = Path(self.state.best_model_checkpoint)
+        if is_of_other_processes(self, best):
+            load_from_other_processes(self.model_wrapped, best)
+        else:
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load TRL's state of a checkpoint, and our own."""

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from markscheme_train.checkpoints import SAVING, load_tensors, publish_dir
+from markscheme_train.checkpoints import SAVING, publish_dir
 
 if TYPE_CHECKING:
     from markscheme_train.trainer import MarkschemeTrainer
@@ -105,5 +105,7 @@ class TrainerCheckpoint:
             weights = dict(teacher.weights())
             state_dict_loader.load(weights, checkpoint_id=folder / SELF_TEACHER_FOLDER)
         else:
-            weights = load_tensors(folder / SELF_TEACHER_FILE, trainer.accelerator.device)
+            # Not onto the device, which would hold the self-teacher twice while it is copied.
+            file = folder / SELF_TEACHER_FILE
+            weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         teacher.restore(weights)

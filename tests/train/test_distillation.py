@@ -163,3 +163,38 @@ def test_half_precision_states_are_reduced_in_full(
     ):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def test_as_many_tokens_as_there_are_have_no_bucket_of_others(
+    parts: tuple[Tensor, Tensor, nn.Linear, nn.Linear],
+) -> None:
+    all_of_them, whole = (
+        divergences(*parts, alpha=0.5, top_k=top_k, temperature=1.0) for top_k in (VOCABULARY, None)
+    )
+    assert torch.equal(all_of_them, whole)
+
+
+def test_chunks_add_up_the_head_s_gradient_in_half_precision_without_a_bias() -> None:
+    """Autocast sums them as it casts the head, in bf16: 64 add little to what one rounds away."""
+    torch.manual_seed(1)
+    positions, width, tokens = 2048, 32, 256
+    states = torch.randn(positions, width)
+    others = states + 0.3 * torch.randn(positions, width)
+    own, other = (nn.Linear(width, tokens, bias=False) for _ in range(2))
+    nn.init.normal_(own.weight, std=0.3)
+    with torch.no_grad():
+        other.weight.copy_(own.weight + 0.05 * torch.randn_like(own.weight))
+
+    def gradient(chunk: int, *, half: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = divergences(
+                states, others, own, other, alpha=0.5, top_k=20, temperature=1.0, chunk=chunk
+            )
+        return torch.autograd.grad(found.mean(), own.weight)[0].double()
+
+    exact = gradient(positions, half=False)
+    one, many = (gradient(positions // count, half=True) for count in (1, 64))
+    errors = [float((found - exact).norm() / exact.norm()) for found in (one, many)]
+    assert errors[0] < errors[1] < 1.1 * errors[0] < 0.06
+    along = float((many * exact).sum() / exact.square().sum())
+    assert along == pytest.approx(1.0, abs=3e-3)

@@ -179,6 +179,23 @@ def test_how_strongly_each_branch_pulls(
     assert found == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["ema", "trust_region"])
+def test_states_kept_in_half_precision_make_the_same_logits(
+    kind: str, make_srpo_trainer: Maker
+) -> None:
+    """Autocast brings them to it before the head, whatever the last norm made of them."""
+    trainer = make_srpo_trainer(bf16=True, self_teacher=kind)
+    batch = generate(trainer)
+    teacher = trainer.distillation.self_teacher
+    kept = [states for states in batch["teacher_states"] if states is not None]
+    assert {states.dtype for states in kept} == {torch.bfloat16}
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    with trainer.accelerator.autocast(), torch.no_grad():
+        full = teacher.states(ids, torch.ones_like(ids), 3)
+        assert full.dtype == torch.float32
+        assert torch.equal(teacher.head(full), teacher.head(full.bfloat16()))
+
+
 def test_micro_batches_add_up(make_srpo_trainer: Maker) -> None:
     trainer = make_srpo_trainer()
     make_sure_of_itself(trainer)
@@ -566,23 +583,17 @@ def test_a_short_response_is_no_demonstration(settings: dict[str, Any], tokenize
 
 
 @pytest.mark.parametrize(
-    ("fsdp_version", "zero_stage", "saves", "experts", "advice"),
+    ("fsdp_version", "zero_stage", "saves", "advice"),
     [
-        (1, None, True, False, "method srpo has a self-teacher.*set fsdp_version: 2"),
-        (None, 3, False, False, "would save no model: set zero3_save_16bit_model: true"),
-        (None, 0, False, False, "zero_stage 0 shards nothing"),
-        (None, 3, True, True, "set router_aux_loss_coef: 0"),
+        (1, None, True, "method srpo has a self-teacher.*set fsdp_version: 2"),
+        (None, 3, False, "would save no model: set zero3_save_16bit_model: true"),
+        (None, 0, False, "zero_stage 0 shards nothing"),
     ],
 )
 def test_shards_that_cannot_be_trained_or_saved_are_refused(
-    fsdp_version: int | None, zero_stage: int | None, saves: bool, experts: bool, advice: str
+    fsdp_version: int | None, zero_stage: int | None, saves: bool, advice: str
 ) -> None:
-    def trainer(
-        fsdp_version: int | None,
-        zero_stage: int | None,
-        saves: bool = True,
-        experts: bool = False,
-    ) -> Any:
+    def trainer(fsdp_version: int | None, zero_stage: int | None, saves: bool = True) -> Any:
         zero = {"stage3_gather_16bit_weights_on_model_save": saves}
         state = SimpleNamespace(
             deepspeed_plugin=SimpleNamespace(
@@ -593,13 +604,12 @@ def test_shards_that_cannot_be_trained_or_saved_are_refused(
         return SimpleNamespace(
             is_fsdp_enabled=fsdp_version is not None,
             is_deepspeed_enabled=zero_stage is not None,
-            aux_loss_enabled=experts,
             args=SimpleNamespace(method="srpo", fsdp_plugin_args=None),
             accelerator=SimpleNamespace(state=state),
         )
 
     with pytest.raises(ConfigError, match=advice):
-        check_shards(trainer(fsdp_version, zero_stage, saves, experts))
+        check_shards(trainer(fsdp_version, zero_stage, saves))
     check_shards(trainer(2, None))
     check_shards(trainer(None, 2))
     check_shards(trainer(None, 3))

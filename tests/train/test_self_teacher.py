@@ -1,10 +1,12 @@
 """The self-teacher: it starts as the student, follows it, and stays apart from it."""
 
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as distributed
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
@@ -13,6 +15,7 @@ from markscheme_train.hidden_states import output_head
 from markscheme_train.self_teacher import (
     AdapterCopy,
     ModelCopy,
+    ShardedCopy,
     TrustRegion,
     scheduled,
 )
@@ -26,7 +29,38 @@ IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [3, 4, 5, 6, 7, 8]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 
 
-def logits(teacher: ModelCopy | AdapterCopy | TrustRegion, keep: int = 2) -> Tensor:
+class FlatShards:
+    """One process has the only part of each weight, flat as under ZeRO 3."""
+
+    def held(self, weight: Tensor) -> Tensor:
+        return weight.detach().view(-1)
+
+    def stepped(self, weight: Tensor) -> Tensor:
+        return weight.detach().view(-1)
+
+    def distributed(self, weight: Tensor, part: Tensor) -> Tensor:
+        assert part.shape == (weight.numel(),)
+        return part
+
+    def whole(self, weight: Tensor, tensor: Tensor) -> Tensor:
+        return tensor.view(weight.shape)
+
+    def release(self) -> None:
+        return
+
+    def put(self, held: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(list(held), list(values))
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One process that may ask all processes."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def logits(teacher: ModelCopy | AdapterCopy | ShardedCopy | TrustRegion, keep: int = 2) -> Tensor:
     return teacher.head(teacher.states(IDS, MASK, keep))
 
 
@@ -122,6 +156,71 @@ def test_it_is_restored_exactly(model: Any) -> None:
     other = ModelCopy(model)
     other.restore(saved)
     assert torch.equal(logits(other), logits(teacher))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("head_is_trained", [False, True])
+def test_second_shards_do_what_a_copy_does(
+    head_is_trained: bool, bias: bool, model: Any, alone: None
+) -> None:
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 64))
+    model.lm_head.requires_grad_(head_is_trained)
+    copy, shards = ModelCopy(model), ShardedCopy(model, FlatShards())
+    shards.start()
+    change(model)
+    student = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    for rate in (0.3, 0.1):
+        assert torch.equal(logits(shards), logits(copy))
+        for teacher in (copy, shards):
+            teacher.update(rate)
+    assert torch.equal(logits(shards), logits(copy))
+    own = shards.weights()
+    assert ("lm_head.weight" in own) == head_is_trained
+    assert all(torch.equal(part, copy.weights()[name].view(-1)) for name, part in own.items())
+    assert all(torch.equal(weight, student[name]) for name, weight in model.named_parameters())
+
+
+def test_second_shards_start_once_and_are_restored_exactly(model: Any, alone: None) -> None:
+    first, other = (ShardedCopy(model, FlatShards()) for _ in range(2))
+    first.start()
+    change(model)
+    other.start()
+    before = logits(first)
+    first.start()
+    assert torch.equal(logits(first), before)
+    assert not torch.equal(logits(other), before)
+    other.restore({name: part.clone() for name, part in first.weights().items()})
+    assert torch.equal(logits(other), before)
+
+
+def test_the_head_of_second_shards_has_the_precision_that_is_computed_with(
+    model: Any, alone: None
+) -> None:
+    shards = ShardedCopy(model, FlatShards(), torch.bfloat16)
+    shards.start()
+    states = torch.randn(3, 16)
+    expected = states.bfloat16() @ model.lm_head.weight.bfloat16().T
+    assert torch.equal(shards.head(states), expected)
+    assert {part.dtype for part in shards.weights().values()} == {torch.float32}
+
+
+def test_second_shards_do_not_follow_a_broken_student(model: Any, alone: None) -> None:
+    shards = ShardedCopy(model, FlatShards())
+    shards.start()
+    change(model, by=float("nan"))
+    with pytest.raises(FloatingPointError):
+        shards.update(0.05)
+
+
+def test_a_student_in_half_precision_is_followed_in_full(model: Any) -> None:
+    teacher = ModelCopy(model.bfloat16())
+    before = {name: value.clone() for name, value in teacher.weights().items()}
+    change(model)
+    teacher.update(0.003)
+    for name, own in model.named_parameters():
+        expected = before[name].lerp(own.detach().float(), 0.003)
+        assert torch.equal(teacher.weights()[name], expected), name
 
 
 def test_a_model_whose_forward_was_replaced_is_refused(model: Any) -> None:

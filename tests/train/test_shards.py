@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from markscheme_train.checkpoints import last_checkpoint
 from train import recorded_run, sharded_run
 from train.forked import run_together
-from train.tiny import tiny_model
+from train.tiny import tiny_mixture_of_experts, tiny_model
 
 
 def run(
@@ -108,6 +108,20 @@ def test_processes_with_shards_do_what_one_does_with_tied_weights(
     tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path / "model")
     one, two = (run(tmp_path, given, processes=count) for count in (1, 2))
     assert_equal(two, {**one, "teacher": {name: one["teacher"][name] for name in two["teacher"]}})
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_in_shards_is_trained_as_with_whole_weights(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    """By as many processes: the loss of the routers is of each one's own tokens."""
+    tiny_mixture_of_experts().save_pretrained(tmp_path / "model")
+    given |= {"router_aux_loss_coef": 0.5}
+    whole, shards = (
+        run(tmp_path, given, processes=2, name=str(sharded), sharded=sharded)
+        for sharded in (False, True)
+    )
+    assert_equal(shards, whole)
 
 
 @pytest.mark.slow

@@ -554,15 +554,36 @@ def test_generators_of_another_number_of_processes_start_anew_by_step_and_rank(
     assert [drawn(*place) for place in places] == first
 
 
-def test_deepspeed_cannot_go_on_with_another_number_of_processes(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
+def deepspeed(stage: int, device: str = "none") -> SimpleNamespace:
+    zero = {"stage": stage, "offload_optimizer": {"device": device}}
+    return SimpleNamespace(zero_stage=stage, deepspeed_config={"zero_optimization": zero})
+
+
+def written_by_two(folder: Path) -> Path:
     for rank in range(2):
-        (tmp_path / f"rng_state_{rank}.pth").touch()
+        (folder / f"rng_state_{rank}.pth").touch()
+    return folder
+
+
+@pytest.mark.parametrize("plugin", [deepspeed(2), deepspeed(3, "nvme")], ids=["zero 2", "a disk"])
+def test_deepspeed_cannot_go_on_with_another_number_of_processes(
+    plugin: SimpleNamespace, settings: dict[str, Any], tmp_path: Path
+) -> None:
     config = build_config(settings)
-    config.deepspeed_plugin = SimpleNamespace(zero_stage=3)
-    with pytest.raises(ConfigError, match="can only be loaded by as many"):
-        check_processes(config, tmp_path, lambda message: None)
+    config.deepspeed_plugin = plugin
+    with pytest.raises(ConfigError, match="by 2 processes and there are 1: resume it with 2"):
+        check_processes(config, written_by_two(tmp_path), lambda message: None)
+
+
+@pytest.mark.parametrize("plugin", [deepspeed(3), deepspeed(3, "cpu"), None])
+def test_zero_3_and_whole_weights_go_on_with_another_number_of_processes(
+    plugin: SimpleNamespace | None, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = build_config(settings)
+    config.deepspeed_plugin = plugin
+    said: list[str] = []
+    check_processes(config, written_by_two(tmp_path), said.append)
+    assert ["random numbers start anew" in message for message in said] == [True]
 
 
 def test_with_a_schedule_its_length_decides_too(settings: dict[str, Any]) -> None:

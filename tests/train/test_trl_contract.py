@@ -64,6 +64,13 @@ RELIED_ON = {
         "run_dir = self._get_output_dir(trial=trial)",
         "self.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))",
     ],
+    # Without a checkpoint nothing is loaded; with one, DeepSpeed's part comes first.
+    "super()._prepare_for_training": [
+        "if resume_from_checkpoint is not None:\n            if self.is_deepspeed_enabled:\n"
+        "                deepspeed_load_checkpoint(",
+        "self._load_optimizer_and_scheduler(resume_from_checkpoint)",
+    ],
+    "super()._load_best_model": ["self.state.best_model_checkpoint"],
     # Files by which a checkpoint says how many processes wrote it, read when rows were passed over.
     "super()._save_rng_state": ['f"rng_state_{self.args.process_index}.pth"', '"rng_state.pth"'],
     "super()._run_epoch": ["self._load_rng_state(resume_from_checkpoint)"],

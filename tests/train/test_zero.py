@@ -1,6 +1,7 @@
 """DeepSpeed over gloo, on a CPU, against one process without it."""
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from markscheme_train.checkpoints import last_checkpoint
 from train import recorded_run, zero_run
 from train.forked import run_together
 from train.test_shards import assert_equal
+from train.tiny import tiny_mixture_of_experts
 
 pytestmark = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install deepspeed"
@@ -20,10 +22,16 @@ pytestmark = pytest.mark.skipif(
 SLOW = pytest.mark.slow
 
 
-def write_deepspeed_config(directory: Path, stage: int, *, bf16: bool = False) -> None:
-    """Write DeepSpeed's configuration. Vectors alone are small enough to be kept whole."""
+def write_deepspeed_config(
+    directory: Path, stage: int, *, bf16: bool = False, sub_group_size: int = 1_000_000_000
+) -> None:
+    """Write DeepSpeed's configuration. Vectors alone are small enough to be kept whole.
+
+    A process's parts of `sub_group_size` numbers and more are stepped together.
+    """
     zero = {
         "stage": stage,
+        "sub_group_size": sub_group_size,
         "stage3_param_persistence_threshold": 20,
         "stage3_gather_16bit_weights_on_model_save": True,
     }
@@ -45,23 +53,29 @@ def run(
     processes: int,
     stage: int | None = 3,
     name: str | None = None,
+    sharded: bool | None = None,
 ) -> dict[str, Any]:
-    """Train on the same recorded rollouts: one process without DeepSpeed, several with it.
+    """Train on the same recorded rollouts: several processes with DeepSpeed.
 
-    Without a stage several are without it too, each with whole weights.
+    Without a stage they are without it, each with whole weights; so is one, unless `sharded`.
     """
+    sharded = (processes > 1 if sharded is None else sharded) and stage is not None
     place = directory / (name or str(processes))
     place.mkdir()
     rows = {"per_device_train_batch_size": 8 // processes, "output_dir": str(place / "run")}
-    (place / "settings.json").write_text(json.dumps(settings | rows))
+    size = settings.get("sub_group_size", 1_000_000_000)
+    rows = {key: value for key, value in (settings | rows).items() if key != "sub_group_size"}
+    (place / "settings.json").write_text(json.dumps(rows))
     if stage is not None:
-        write_deepspeed_config(place, stage, bf16=settings.get("bf16", False))
+        bf16 = settings.get("bf16", False)
+        write_deepspeed_config(place, stage, bf16=bf16, sub_group_size=size)
     run_together(
-        zero_run.main if processes > 1 and stage is not None else recorded_run.main,
+        zero_run.main if sharded else recorded_run.main,
         place / "settings.json",
         place / "out.pt",
         processes=processes,
         errors=place / "errors",
+        launched=sharded,
     )
     made: dict[str, Any] = torch.load(place / "out.pt", weights_only=False)
     return made
@@ -118,6 +132,18 @@ def test_processes_under_zero_3_do_what_one_does(
     one, several = (run(tmp_path, given | change, processes=count) for count in (1, processes))
     assert several["wrapper"] == "DeepSpeedEngine"
     assert_equal(several, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coefficient", [0.0, 0.5], ids=["without", "with"])
+def test_a_mixture_of_experts_under_zero_3_is_trained_as_with_whole_weights(
+    coefficient: float, given: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without its routers' loss as by one process; that loss is of each process's own tokens."""
+    tiny_mixture_of_experts().save_pretrained(tmp_path / "model")
+    given |= {"router_aux_loss_coef": coefficient}
+    whole = run(tmp_path, given, processes=2 if coefficient else 1, stage=None, name="whole")
+    assert_equal(run(tmp_path, given, processes=2), whole)
 
 
 @pytest.mark.slow
@@ -187,7 +213,7 @@ def test_a_gradient_that_is_not_finite_stops_every_process_before_the_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"lora_rank": 2}], ids=["all weights", "an adapter"])
-def test_a_killed_run_under_zero_3_is_resumed_to_the_bit(
+def test_a_killed_run_under_zero_3_is_resumed_to_the_bit_or_by_other_processes(
     change: dict[str, Any], given: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = given | change | {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
@@ -202,6 +228,39 @@ def test_a_killed_run_under_zero_3_is_resumed_to_the_bit(
     for part in ("student", "teacher"):
         for name, value in left_alone[part].items():
             assert torch.equal(resumed[part][name], value), name
+    for others in (1, 4):
+        by_others = run(tmp_path, settings, processes=others, name=f"by {others}", sharded=True)
+        assert_equal(by_others, left_alone)
+
+
+@pytest.mark.slow
+def test_what_one_process_under_zero_3_began_two_end(given: dict[str, Any], tmp_path: Path) -> None:
+    """With weight decay, which some weights are spared, and groups of weights cut otherwise."""
+    settings = given | {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 4,
+        "weight_decay": 0.1,
+        "sub_group_size": 500,
+    }
+    left_alone = run(tmp_path, settings, processes=1, sharded=True)
+    checkpoint = tmp_path / "1" / "run" / "checkpoint-2"
+    by_two = run(tmp_path, settings | {"resume_from_checkpoint": str(checkpoint)}, processes=2)
+    assert_equal(by_two, left_alone)
+
+
+@pytest.mark.slow
+def test_weights_computed_with_in_bf16_are_the_same_on_other_processes(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    """No step is left, so what was loaded is what is there."""
+    settings = given | {"bf16": True, "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    saved = run(tmp_path, settings, processes=2)
+    settings |= {"resume_from_checkpoint": str(tmp_path / "2" / "run" / "checkpoint-2")}
+    loaded = run(tmp_path, settings, processes=1, sharded=True)
+    for part in ("student", "teacher"):
+        for name, value in saved[part].items():
+            assert torch.equal(loaded[part][name], value), name
 
 
 @pytest.mark.slow
@@ -240,3 +299,40 @@ def test_a_run_under_zero_3_samples_is_evaluated_saved_and_resumed(
     assert not all(torch.equal(value, trained[name]) for name, value in begun.items())
     again = train(resume=True)
     assert all(torch.equal(value, again[name]) for name, value in trained.items())
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_with_one_process_and_ends_with_the_best_model_of_two(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every evaluation finds the same rewards, so the first is the best."""
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(f'{{"prompt": "w{n}"}}\n' for n in range(20, 23)))
+    output, file = tmp_path / "run", tmp_path / "settings.json"
+    given = settings | {
+        "preset": "srpo",
+        "prompts_per_step": 2,
+        "per_device_train_batch_size": 4,
+        "distillation_top_k": 5,
+        "warmup_steps": 0,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_data": str(held_out),
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "output_dir": str(output),
+    }
+    del given["gradient_accumulation_steps"]
+    file.write_text(json.dumps(given))
+    write_deepspeed_config(tmp_path, 3)
+    for processes in (2, 1):
+        resume = processes == 1
+        errors = tmp_path / f"errors-{processes}"
+        run_together(
+            zero_run.command, file, resume, processes=processes, errors=errors, launched=True
+        )
+        best, last = (load_file(output / f"checkpoint-{n}" / "model.safetensors") for n in (1, 2))
+        ended: dict[str, Any] = load_file(output / "model.safetensors")
+        assert all(torch.equal(value, best[name]) for name, value in ended.items())
+        assert not all(torch.equal(value, last[name]) for name, value in ended.items())
+        shutil.rmtree(output / "checkpoint-2")
