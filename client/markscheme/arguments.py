@@ -22,12 +22,20 @@ from markscheme.text import check_valid
 
 def validated(model: type[Model], fields: Mapping[str, Any]) -> Model:
     """Return the model with these fields. Raises `InvalidArgument`."""
-    plain = to_wire(fields)
+    plain = {name: wire_value(value, name) for name, value in fields.items()}
     try:
         return model.model_validate(plain)
     except ValidationError as error:
         place, message = locate_error(error, plain)
         raise InvalidArgument(place, message) from error
+
+
+def wire_value(value: Any, param: str) -> Any:
+    """Return the value as plain data; see `to_wire`. Raises `InvalidArgument`."""
+    try:
+        return to_wire(value)
+    except RecursionError as error:
+        raise InvalidArgument(param, "is nested too deeply") from error
 
 
 def rubric_id(rubric: RubricLike, param: str = "rubric_id") -> str:
@@ -98,7 +106,13 @@ def names(values: Iterable[str] | None, param: str) -> list[str] | None:
         return None
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidArgument(param, f"must be a list, such as [{str(values)!r}]")
-    return list(values)
+    found = list(values)
+    for index, each in enumerate(found):
+        if not isinstance(each, str):
+            raise InvalidArgument(
+                f"{param}[{index}]", f"must be a text, not a {type(each).__name__}"
+            )
+    return found
 
 
 def day(value: date | None, param: str) -> str | None:
@@ -133,7 +147,7 @@ def groups(values: Iterable[GroupLike]) -> list[Any]:
 
 def rollout(value: object) -> dict[str, Any]:
     """Return one rollout as plain data; it must have an id. Raises `InvalidArgument`."""
-    plain = _rollout(to_wire(value), "rollout")
+    plain = _rollout(wire_value(value, "rollout"), "rollout")
     if plain.get("id") is None:
         raise InvalidArgument(
             "rollout",
@@ -149,7 +163,7 @@ def _group(value: object, place: str) -> Any:
         value = {name: each for name, each in value.items() if not _is_nan(each)}
         if value.get("rubric_id") is not None:
             value["rubric_id"] = rubric_id(value["rubric_id"], f"{place}.rubric_id")
-    group = to_wire(value)
+    group = wire_value(value, place)
     if not isinstance(group, dict):
         raise InvalidArgument(
             place, f"must be a group with prompt and rollouts, not a {type(value).__name__}"

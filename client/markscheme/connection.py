@@ -145,6 +145,8 @@ class SyncConnection(Connection[Connections]):
     def _translated_errors(self, call: Call[Any]) -> Iterator[None]:
         try:
             yield
+        except httpx.InvalidURL as error:
+            raise _bad_address(error) from error
         except httpx.RequestError as error:
             raise protocol.connection_error(self._shown_url, error, call.deadline) from error
 
@@ -181,6 +183,8 @@ class AsyncConnection(Connection[AsyncConnections]):
                 deadline.remaining_s if deadline is not None else None
             ) as limit:
                 yield
+        except httpx.InvalidURL as error:
+            raise _bad_address(error) from error
         except httpx.RequestError as error:
             raise protocol.connection_error(self._shown_url, error, deadline) from error
         except TimeoutError as error:
@@ -202,6 +206,10 @@ class AsyncConnection(Connection[AsyncConnections]):
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _bad_address(error: httpx.InvalidURL) -> InvalidArgument:
+    return InvalidArgument("", f"an argument that is part of the address is too long: {error}")
 
 
 def service_url(url: str | httpx.URL, param: str) -> str:

@@ -4,28 +4,26 @@ Each attempt tells the service how much time is left, so that it stops when nobo
 No I/O here.
 """
 
-import math
 import time
 from dataclasses import dataclass
 from numbers import Real
+from threading import TIMEOUT_MAX
 from typing import Self
 
 import httpx
 
 from markscheme.errors import DeadlineExceeded, InvalidArgument
 
-HEADER = "X-Deadline-Ms"
+HEADER, MAX_HEADER_S = "X-Deadline-Ms", 86_400
+"""Where an attempt states what is left, and the most that a service accepts."""
 EXTENSION = "markscheme.deadline"
 """The httpx request extension that carries the deadline to the transport."""
 
 
 def check_seconds(seconds: object, param: str) -> None:
-    """Raise `InvalidArgument` unless `seconds` is a finite number above 0."""
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, Real)
-        or not 0 < float(seconds) < math.inf
-    ):
+    """Raise `InvalidArgument` unless `seconds` is a number above 0 that a clock can wait for."""
+    # Compared as it is: a large integer cannot be converted.
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < seconds <= TIMEOUT_MAX:
         raise InvalidArgument(param, "must be a finite number of seconds above 0")
 
 
@@ -82,7 +80,8 @@ class Deadline:
         """
         remaining_s = self.remaining_s
         # 5 % of what is left, between 50 ms and 2 s, is for the way back.
-        header_ms = int((remaining_s - min(2.0, max(0.05, remaining_s * 0.05))) * 1000)
+        stated_s = remaining_s - min(2.0, max(0.05, remaining_s * 0.05))
+        header_ms = int(min(stated_s, MAX_HEADER_S) * 1000)
         if header_ms < 1:
             raise self.exceeded()
         request.headers[HEADER] = str(header_ms)

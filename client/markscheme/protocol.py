@@ -87,7 +87,18 @@ _JITTER = SystemRandom()
 _INCOMPLETE = "the answer broke off; send the batch again: what was judged is stored"
 
 
-class DeadlineRetry(Retry):
+class HeaderRetry(Retry):
+    """Retries that pass over every `Retry-After` header that names no time."""
+
+    def parse_retry_after(self, retry_after: str) -> float:
+        """Return the seconds of the header. Raises `ValueError`, which makes the pause our own."""
+        try:
+            return super().parse_retry_after(retry_after)
+        except OverflowError as error:  # a year or a zone that is no date's
+            raise ValueError("not a date") from error
+
+
+class DeadlineRetry(HeaderRetry):
     """Retries that never wait past the call's deadline: failing at once is better."""
 
     deadline: Deadline | None = None
@@ -100,7 +111,7 @@ class DeadlineRetry(Retry):
         return following
 
     def parse_retry_after(self, retry_after: str) -> float:
-        """Return the seconds of a `Retry-After` header. Raises `DeadlineExceeded`."""
+        """Return the seconds of a `Retry-After` header. Raises `DeadlineExceeded`, `ValueError`."""
         return self._check_wait(
             super().parse_retry_after(retry_after), "the service could not answer"
         )
@@ -239,7 +250,8 @@ def read_export(response: httpx.Response) -> Exported:
 def read_text(response: httpx.Response) -> str:
     """Return an answer that is a text of its own, such as a report."""
     raise_for_status(response)
-    return response.text
+    # Not `response.text`: a proxy may name a charset that is none.
+    return response.content.decode("utf-8", "replace")
 
 
 def raise_for_status(response: httpx.Response) -> None:

@@ -11,8 +11,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from markscheme import arguments
-from markscheme.arguments import group_path, replay_path, rubric_path, run_path, validated
+from markscheme.arguments import (
+    group_path,
+    replay_path,
+    rubric_path,
+    run_path,
+    validated,
+    wire_value,
+)
 from markscheme.deadline import Deadline
+from markscheme.errors import InvalidArgument
 from markscheme.exchange import Exported
 from markscheme.protocol import (
     IDEMPOTENCY_KEY,
@@ -36,7 +44,6 @@ from markscheme.protocol import (
     read,
     read_export,
     read_text,
-    to_wire,
 )
 from markscheme.schema import (
     GroupDetail,
@@ -210,12 +217,10 @@ def import_rubric(
 
 def export_rubric(rubric: RubricLike, format: ExchangeFormat, allow_loss: bool) -> Call[Exported]:
     """Build `GET /v1/rubrics/{id}/export`."""
-    return Call(
-        "GET",
-        f"{rubric_path(rubric)}/export",
-        read_export,
-        params={"format": format, "allow_loss": int(allow_loss)},
-    )
+    if not isinstance(allow_loss, bool):
+        raise InvalidArgument("allow_loss", "must be true or false")
+    params = {"format": wire_value(format, "format"), "allow_loss": int(allow_loss)}
+    return Call("GET", f"{rubric_path(rubric)}/export", read_export, params=params)
 
 
 def rubrics(
@@ -299,17 +304,15 @@ def put_run(run_id: str, **fields: Any) -> Call[RunDetail]:
 
 def add_run_records(run_id: str, records: Mapping[int, Mapping[str, float | None]]) -> Call[None]:
     """Build `POST /v1/runs/{id}/records`; what is not a finite number is sent as null."""
+    if not isinstance(records, Mapping) or not all(
+        isinstance(metrics, Mapping) for metrics in records.values()
+    ):
+        raise InvalidArgument("records", "must have the metrics of each step by name")
     body = validated(
         RunRecords,
         {
             "records": [
-                {
-                    "step": step,
-                    "metrics": {
-                        name: value if value is not None and math.isfinite(value) else None
-                        for name, value in metrics.items()
-                    },
-                }
+                {"step": step, "metrics": {name: _finite(each) for name, each in metrics.items()}}
                 for step, metrics in records.items()
             ]
         },
@@ -512,13 +515,20 @@ def teach(prompt: PromptLike, count: int, deadline_s: float | None) -> Call[Teac
     )
 
 
+def _finite(value: Any) -> Any:
+    try:
+        return value if value is None or math.isfinite(value) else None
+    except (TypeError, OverflowError):
+        return value  # no number, or one too large: validation says so
+
+
 def _json(body: BaseModel) -> Any:
     return body.model_dump(mode="json", exclude_none=True)
 
 
 def _get(path: str, model: type[Model], **params: Param | None) -> Call[Model]:
     """Build a GET; parameters that are `None` are left out."""
-    given = {name: to_wire(value) for name, value in params.items() if value is not None}
+    given = {name: wire_value(value, name) for name, value in params.items() if value is not None}
     return Call("GET", path, partial(read, model=model), params=given)
 
 

@@ -5,10 +5,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from httpx_retries import Retry, RetryTransport
+from httpx_retries import RetryTransport
 
 from markscheme.errors import MarkschemeError
 from markscheme.messages import MessageError, text_of
+from markscheme.protocol import HeaderRetry
 from markscheme.schema import Prompt, StudentResponse
 
 API_KEY = "MARKSCHEME_STUDENT_API_KEY"
@@ -47,7 +48,7 @@ class Student:
         self.model, self.max_tokens = model, max_tokens
         self._url = f"{url.rstrip('/')}/chat/completions"
         key = os.environ.get(API_KEY)
-        retry = Retry(
+        retry = HeaderRetry(
             total=4,
             backoff_factor=0.5,
             status_forcelist=[408, 409, 429, 500, 502, 503, 504],
@@ -87,7 +88,7 @@ class Student:
                 f"the student at {self._url} does not answer ({type(error).__name__})"
             ) from error
         if not response.is_success:
-            words = " ".join(response.text[:300].split())
+            words = " ".join(response.content[:300].decode("utf-8", "replace").split())
             failure = PromptRefused if response.status_code in _PROMPT_AT_FAULT else StudentFailed
             raise failure(
                 f"the student at {self._url} answered with status {response.status_code}: {words}"
@@ -98,7 +99,14 @@ class Student:
                 text=text_of(choice["message"].get("content")),
                 truncated=choice.get("finish_reason") == "length",
             )
-        except (ValueError, LookupError, TypeError, AttributeError, MessageError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            MessageError,
+        ) as error:
             raise StudentFailed(
                 f"the answer of {self._url} is no chat completion; is the URL right (…/v1)?"
             ) from error

@@ -85,6 +85,14 @@ class Awaited:
     async def __call__(self, _group: Any) -> None: ...
 
 
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+DEEP, DEEPISH = nested(5000), nested(300)
 GOOD = {"prompt": "p", "rollouts": ["a"]}
 WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.score([]), "groups: must not be empty"),
@@ -127,6 +135,21 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.usage("team"), "group_by: must be a list, such as ['team']"),
     (lambda c: c.teach("p", 0), "count: "),
     (lambda c: c.import_rubric(7, "native"), "content: must be an object"),
+    (lambda c: c.import_rubric(DEEP, "native"), "content: is nested too deeply"),
+    (lambda c: c.score([GOOD | {"rollouts": [[DEEP]]}]), "groups[0]: is nested too deeply"),
+    (lambda c: c.create_rubric("p", [{"text": "t", "points": 1}], metadata=DEEP), "metadata: "),
+    (lambda c: c.create_rubric("p", [{"text": "t", "points": 1}], metadata=DEEPISH), "metadata: "),
+    (lambda c: c.rubrics(text=DEEP), "text: is nested too deeply"),
+    (lambda c: c.rubrics(tags=["red", 5]), "tags[1]: must be a text, not a int"),
+    (lambda c: c.usage([5]), "group_by[0]: must be a text, not a int"),
+    (lambda c: c.run("x" * 70_000), "an argument that is part of the address is too long"),
+    (lambda c: c.score([GOOD], deadline_s=10**400), "deadline_s: must be a finite number"),
+    (lambda c: c.score([GOOD], deadline_s=1e308), "deadline_s: must be a finite number"),
+    (lambda c: c.export_rubric("rub_1", "ropd", allow_loss="no"), "allow_loss: must be true or false"),
+    (lambda c: c.add_run_records("r", [1]), "records: must have the metrics of each step by name"),
+    (lambda c: c.add_run_records("r", {0: 1.0}), "records: must have the metrics of each step"),
+    (lambda c: c.add_run_records("r", {0: {"loss": "high"}}), "records[0].metrics.loss: Input"),
+    (lambda c: c.add_run_records("r", {0: {"loss": 10**400}}), "records[0].metrics.loss: "),
 ]
 
 

@@ -46,6 +46,15 @@ def test_without_a_deadline_none_is_stated(call: Call, service: ScriptedService)
 
 
 @ALL
+def test_a_date_that_is_none_is_not_waited_for(call: Call, service: ScriptedService) -> None:
+    good = Reply(lines=[RUBRIC] if "induce" in call.__name__ else [GROUP, SUMMARY])
+    year = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+    service.replies = [refusal(503, "overloaded", year), good]
+    call(service.url)
+    assert len(service.asked) == 2
+
+
+@ALL
 def test_a_judge_is_named_in_the_body(call: Call, service: ScriptedService) -> None:
     service.replies = [Reply(lines=[RUBRIC] if "induce" in call.__name__ else [GROUP, SUMMARY])]
     call(service.url, judge="strong")

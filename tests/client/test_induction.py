@@ -244,6 +244,11 @@ def test_the_student_is_sampled_for_rows_without_responses(
         (401, StudentFailed),
         ((200, {"choices": []}), StudentFailed),
         ((200, {"error": "x"}), StudentFailed),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, StudentFailed),
+        (
+            b"HTTP/1.1 400 X\r\ncontent-type: text/html; charset=hex\r\n\r\n<html>",
+            PromptRefused,
+        ),
     ],
 )
 def test_a_student_that_refuses_says_whether_it_is_the_prompt(

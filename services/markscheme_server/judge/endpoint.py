@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import httpx2
 import structlog
 from openai import (
@@ -21,6 +22,7 @@ from markscheme_server.judge.breaker import Breaker, BreakerState
 from markscheme_server.judge.capabilities import FORMS, Capabilities
 from markscheme_server.judge.refusals import Refusal, RefusalKind
 from markscheme_server.judge.reply_cap import cap_reply
+from markscheme_server.judge.retry import ProtocolError
 from markscheme_server.judge_settings import JudgeSettings, origin_of
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -30,6 +32,8 @@ BREAKER_PROBE_S = 15.0
 """How long an open breaker waits before it asks the canned question."""
 LOG_INTERVAL_S = 60.0
 """Each kind of refusal is logged at most once in this time per endpoint."""
+NOT_HTTP = (aiohttp.ClientResponseError, UnicodeError)
+"""What the SDK's transport raises for a status line or a header that cannot be read."""
 log = structlog.get_logger()
 
 
@@ -72,8 +76,15 @@ class Endpoint:
         """Ask for a chat completion; return the answer, whatever its status.
 
         `headers`: those of the judge's settings, always the same. Raises
-        `openai.APIConnectionError` and what the hook `cap_reply` raises.
+        `openai.APIConnectionError`, `ProtocolError` for an answer that is no HTTP, and what the
+        hook `cap_reply` raises.
         """
+        try:
+            return await self._send(body, headers)
+        except NOT_HTTP as error:
+            raise ProtocolError("the answer is not HTTP") from error
+
+    async def _send(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> httpx2.Response:
         content = to_json(body)
         if self.http is None or self._template is None:
             try:

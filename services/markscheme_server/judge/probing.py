@@ -14,11 +14,12 @@ import openai
 
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.capabilities import StructuredForm
-from markscheme_server.judge.endpoint import Endpoint
+from markscheme_server.judge.endpoint import NOT_HTTP, Endpoint
 from markscheme_server.judge.failures import failure_of
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
 from markscheme_server.judge.replies import ReplyError, decode, read_object
+from markscheme_server.judge.reply_cap import UnusableReply
 from markscheme_server.judge.retry import ProtocolError
 
 _QUESTION = (
@@ -70,7 +71,7 @@ async def listed_models(endpoint: Endpoint) -> frozenset[str]:
     try:
         response = await endpoint.client.get("/models", cast_to=httpx2.Response)
         models = decode(response.content)
-    except (openai.OpenAIError, ProtocolError, TimeoutError):
+    except (openai.OpenAIError, ProtocolError, UnusableReply, TimeoutError, *NOT_HTTP):
         return frozenset()
     data = models.get("data") if isinstance(models, dict) else None
     return (

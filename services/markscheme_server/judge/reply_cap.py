@@ -18,6 +18,8 @@ async def cap_reply(response: httpx2.Response) -> None:
 
     The request asks for ``identity``, but some proxies compress all the same.
     """
+    # Whatever the header says: JSON is UTF-8, and some of Python's codecs, as `hex`, yield no text.
+    response.encoding = "utf-8"
     encoding = response.headers.pop("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip", "deflate"):
         raise UnusableReply(

@@ -25,7 +25,7 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?
 
 
 class ProtocolError(ValueError):
-    """A success whose body is not of the chat-completions protocol, such as a proxy's page."""
+    """An answer that is not HTTP, or a success that is not a chat completion, as a proxy's page."""
 
 
 class RetryKind(StrEnum):
@@ -100,7 +100,7 @@ def _positive(text: str | None) -> float | None:
 def _until(text: str, now: datetime) -> float | None:
     try:
         then = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year or a zone that is no date's
         return None
     # A date in the zone -0000 is parsed without a zone; HTTP dates are in UTC.
     wait = (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - now.timestamp()

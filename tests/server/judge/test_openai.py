@@ -353,6 +353,42 @@ def test_one_poisonous_reply_takes_no_neighbour_along(
         assert len(judge.requests) - calls <= 3
 
 
+HTML = b"<html>busy \xff</html>"
+NO_HTTP = {
+    "no status line": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "a reason in Latin-1": b"HTTP/1.1 400 Requ\xeate\r\ncontent-length: 2\r\n\r\n{}",
+    "a status that is no number": b"HTTP/1.1 abc X\r\n\r\n",
+    "a long header": b"HTTP/1.1 200 OK\r\nx-a: " + b"a" * 20_000 + b"\r\n\r\n{}",
+    "a NUL in a header": b"HTTP/1.1 200 OK\r\nx-a: a\x00b\r\n\r\n{}",
+    "no chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}",
+    "a charset without text": b"HTTP/1.1 500 X\r\ncontent-type: text/html; charset=hex\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(HTML), HTML),
+    "a date far away": b"HTTP/1.1 429 X\r\ncontent-length: 0\r\n"
+    b"retry-after: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+def test_an_answer_that_cannot_be_read_leaves_one_rollout_unscored(
+    name: str, connect: Callable[..., Client], judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: (
+        NO_HTTP[name] if "cursed" in text_of(request) else verdicts(request)
+    )
+    client = connect()
+    # The SDK sends an endpoint's first request, and we the others.
+    for texts in (["cursed"], ["Blue.", "cursed again", "Red."]):
+        (group,) = client.score([asked(client, *texts)]).groups
+        for text, rollout in zip(texts, group.rollouts, strict=True):
+            assert rollout.reward == (None if "cursed" in text else 1.0)
+            expected = {"a charset without text": "unavailable", "a date far away": "rate_limited"}
+            if "cursed" in text:
+                assert rollout.reason == expected.get(name, "parse_failure")
+    with pytest.raises(StatusError) as error:
+        client.induce("Why?", student_responses=["cursed"], teacher_responses=["Blue, since…"])
+    assert error.value.status in (502, 503)
+
+
 def test_a_fault_of_ours_stays_in_its_group(
     connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
