@@ -17,12 +17,20 @@ from markscheme.vocabulary import Role
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_DEPTH = 32
 """Levels of a tool call's arguments that are kept as an object; deeper ones become a string."""
-_SAME_ROLES: dict[str, Role] = {"developer": "system", "function": "tool"}
-"""Names that newer and older APIs use for a role."""
+_SAME_ROLES: dict[str, Role] = {
+    "developer": "system",
+    "function": "tool",
+    "ipython": "tool",  # Llama 3
+    "observation": "tool",  # GLM
+    "environment": "tool",  # InternLM 2, OLMo 3
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+"""Names that newer and older APIs, chat templates and data sets use for a role."""
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _THINKING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 _THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_TOOL_ROLES = ("tool", "function")
+_TOOL_ROLES = ("tool", *(name for name, role in _SAME_ROLES.items() if role == "tool"))
 _MEDIA = frozenset({"audio", "image", "images", "video", "videos", "input_audio", "image_url"})
 """Fields outside the content that hold what no text says."""
 
@@ -64,7 +72,7 @@ def role_of(message: object, location: str) -> str:
 
 
 def same_role(role: str) -> str:
-    """Return the role that a synonym stands for: `developer` is system, `function` is tool."""
+    """Return the role that a synonym stands for: `developer` is system, `ipython` is tool."""
     return _SAME_ROLES.get(role, role)
 
 
@@ -129,7 +137,8 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMess
     """Return a message in its normal form; other fields are left out.
 
     Text parts become one string, thinking of any spelling `reasoning_content`, a `function_call`
-    and Anthropic's `tool_use` parts tool calls, and empty values null. `separate_results` comes
+    and Anthropic's `tool_use` parts tool calls, empty values null, and a template's name for a
+    tool's result the role `tool`. `separate_results` comes
     before: a `tool_result` part is a message of its own. Content with parts that are not text stays
     a list, so that `unsupported_parts` names them. What has the wrong type is left to the caller's
     validation.
@@ -159,7 +168,7 @@ def normal_message(message: Mapping[str, Any], location: str = "") -> NormalMess
         where = f"{location}.function_call".lstrip(".")
         calls = [_normal_call(message["function_call"], where)]
     return NormalMessage(
-        role=message.get("role"),
+        role=_role_in_api(message.get("role")),
         content=content,
         tool_calls=calls or None,
         tool_call_id=_identifier(message.get("tool_call_id")),
@@ -211,9 +220,14 @@ def _map_strings(value: Any, change: Any) -> Any:
 
 def _known_role(message: object, location: str) -> str:
     role = role_of(message, location)
-    if role not in ROLES:
+    if same_role(role) not in ROLES:
         raise MessageError(f"{location}.role: {role!r} is none of {', '.join(ROLES)}")
     return role
+
+
+def _role_in_api(role: Any) -> Any:
+    """Return a role as the API names it; what is none of ours is left to the validation."""
+    return same_role(role) if isinstance(role, str) and role not in ROLES else role
 
 
 def _normal_content(content: Any) -> tuple[Any, list[str]]:

@@ -144,3 +144,19 @@ def test_an_image_in_a_tools_result_is_still_named() -> None:
     rollout = Rollout.model_validate({"id": "r", "messages": [{"role": "user", "content": [part]}]})
     assert rollout.messages is not None
     assert rollout.messages[0].unsupported == ["image"]
+
+
+@pytest.mark.parametrize("role", ["ipython", "observation", "environment", "tool_response"])
+def test_a_templates_name_for_a_tools_result_is_the_role_tool(role: str) -> None:
+    message = {"role": role, "content": {"sum": 3}}
+    assert normal_message(message)["role"] == "tool"
+    assert normal_message(message)["content"] == '{"sum": 3}'
+    assert Message.model_validate(message).role == "tool"
+    assert plain_prompt([message | {"content": "3"}]) == [{"role": "tool", "content": "3"}]
+
+
+@pytest.mark.parametrize("role", ["nobody", 1, ["tool"], None])
+def test_a_role_that_nobody_has_is_left_to_the_validation(role: object) -> None:
+    assert normal_message({"role": role, "content": "x"})["role"] == role
+    with pytest.raises(ValueError, match="role"):
+        Message.model_validate({"role": role, "content": "x"})

@@ -36,10 +36,16 @@ _END_REVERSED = re.compile(
 """A token that ends a text, read backwards, with the white space after it: searched from its begin,
 each place would be tried, which takes quadratic time."""
 _TURNS = (
-    (re.compile(r"<\|im_start\|>(\w+)\n"), "<|im_end|>"),
-    (re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"), "<|eot_id|>"),
+    (re.compile(r"<\|im_start\|>(\w+)(?: name=\S+)?\n"), re.compile(r"<\|im_end\|>")),
+    (
+        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n"),
+        re.compile(r"<\|eo[tm]_id\|>"),
+    ),
 )
-"""What begins and what ends a turn of ChatML (Qwen and others) and of Llama 3."""
+"""What begins and what ends a turn of ChatML (Qwen and others) and of Llama 3.
+
+InternLM names the tool after its role; Llama 3 ends a turn that calls a tool with `<|eom_id|>`.
+"""
 
 log = structlog.get_logger()
 
@@ -223,9 +229,10 @@ def chat(prompt: str) -> Any:
     """
     for begin, end in _TURNS:
         messages, place = [], 0
-        while (turn := begin.search(prompt, place)) and (stop := prompt.find(end, turn.end())) >= 0:
-            messages.append({"role": turn[1], "content": prompt[turn.end() : stop].strip()})
-            place = stop + len(end)
+        while (turn := begin.search(prompt, place)) and (stop := end.search(prompt, turn.end())):
+            said = prompt[turn.end() : stop.start()].strip()
+            messages.append({"role": turn[1], "content": said})
+            place = stop.end()
         if messages:
             return messages
     return prompt

@@ -117,6 +117,7 @@ def judge_error(failure: JudgeFailure) -> ServiceError:
     """
     if failure.reason in (
         UnscoredReason.NO_RUBRIC,
+        UnscoredReason.NOT_APPLICABLE,
         UnscoredReason.NOT_SUPPORTED,
         UnscoredReason.TOO_LARGE,
         UnscoredReason.REFUSED,
@@ -128,6 +129,7 @@ def judge_error(failure: JudgeFailure) -> ServiceError:
         UnscoredReason.PARSE_FAILURE,
         UnscoredReason.OFF_MENU,
         UnscoredReason.TRUNCATED,
+        UnscoredReason.CANARY_FAILED,
     ):
         return BadGateway(str(failure), code="judge_reply")
     if failure.reason in (UnscoredReason.MISCONFIGURED, UnscoredReason.QUOTA):

@@ -16,6 +16,7 @@ from markscheme_server.limits.redis import Redis, RedisUnavailable
 LEASE_S = 3.0
 """A process that has not reported for this long loses its slots."""
 TICK_S, RENEW_S = 0.02, 0.1
+"""How soon slots are given back that are too many; how often a busy process reports."""
 SPARE_SLOTS = 4
 """Slots held in reserve while no other process waits, so that a call needs no round trip."""
 # A process's row is `held:wanted:expires`. While another process wants more than it holds, one gets
@@ -62,7 +63,8 @@ class ConcurrencyLimiter:
             on_change=self._on_change,
         )
         self._sync_task: asyncio.Task[None] | None = None
-        self._more_wanted = asyncio.Event()
+        self._changed = asyncio.Event()
+        """Set when this process has too few slots, or too many."""
 
     @property
     def used(self) -> int:
@@ -79,14 +81,24 @@ class ConcurrencyLimiter:
             yield
 
     def _on_change(self) -> None:
-        if self._slots.waiting and self._slots.size < self._size:
-            self._more_wanted.set()
+        if self._is_short or self._has_surplus:
+            self._changed.set()
         if (
             self._redis is not None
             and (self._sync_task is None or self._sync_task.done())
             and self._is_active
         ):
             self._sync_task = asyncio.ensure_future(self._sync(self._redis))
+
+    @property
+    def _is_short(self) -> bool:
+        return self._slots.waiting > 0 and self._slots.size < self._size
+
+    @property
+    def _has_surplus(self) -> bool:
+        # From twice the reserve on: `_allot` itself asks for the reserve.
+        wanted = self._slots.used + self._slots.waiting
+        return self._slots.size > wanted + 2 * SPARE_SLOTS
 
     @property
     def _is_active(self) -> bool:
@@ -96,21 +108,18 @@ class ConcurrencyLimiter:
     async def _sync(self, redis: Redis) -> None:
         """Match the allotted slots to what this process uses and wants, until it needs none."""
         loop, slots = asyncio.get_running_loop(), self._slots
-        renew_at = 0.0
         while self._is_active:
             wanted = min(self._size, slots.used + slots.waiting)
-            # Report unmet demand and a surplus at the next tick. Otherwise renew now and then, to
-            # learn whether other processes wait.
-            # A surplus begins at twice the reserve: `_allot` itself asks for the reserve.
-            unmet, surplus = wanted > slots.size, slots.size > wanted + 2 * SPARE_SLOTS
-            if unmet or surplus or loop.time() >= renew_at:
-                allotted = await self._allot(redis, wanted)
-                renew_at = loop.time() + RENEW_S
-                slots.resize(allotted)
-            self._more_wanted.clear()
+            slots.resize(await self._allot(redis, wanted))
+            next_tick = loop.time() + TICK_S
+            self._changed.clear()
+            # Without a change report now and then, to learn whether other processes wait.
+            wait_s = TICK_S if self._is_short or self._has_surplus else RENEW_S
             with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._more_wanted.wait()
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+                    if not self._is_short:
+                        await asyncio.sleep(next_tick - loop.time())
 
     async def _allot(self, redis: Redis, wanted: int) -> int:
         comfortable = wanted + (SPARE_SLOTS if wanted else 0)

@@ -45,6 +45,7 @@ from markscheme_server.scoring.group_scores import (
     unscored_rollout,
 )
 from markscheme_server.scoring.judges import Judges
+from markscheme_server.scoring.rubric_cache import RubricCache
 from markscheme_server.scoring.rubrics import (
     PendingInduction,
     ResolvedRubric,
@@ -53,6 +54,7 @@ from markscheme_server.scoring.rubrics import (
 )
 from markscheme_server.scoring.shadow import ScoredGroup, ShadowService
 from markscheme_server.scoring.teachers import SampleResult, TeacherService
+from markscheme_server.scoring.together import together
 from markscheme_server.scoring.verdict_plan import VerdictPlan
 from markscheme_server.scoring.verdicts import (
     TEXT_WEIGHT,
@@ -158,6 +160,7 @@ class ScoreService:
     ) -> None:
         self._store, self._rubrics, self._verdicts = store, rubrics, verdicts
         self._judges, self._teachers, self._shadow = judges, teachers, shadow
+        self._named_rubrics = RubricCache(store.rubrics)
         self._timeout_s, self._checks_timeout_s = timeout_s, checks_timeout_s
         self._max_verdicts = max_verdicts
 
@@ -180,7 +183,7 @@ class ScoreService:
 
     async def given_rubric(self, team: str, rubric_id: str, param: str) -> Rubric:
         """Return the rubric that a request names. Raises `NotFound`."""
-        given = await self._store.rubrics.find(team, rubric_id)
+        given = await self._named_rubrics.find(team, rubric_id)
         if given is None:
             raise NotFound(
                 f"there is no rubric {rubric_id!r}", code="rubric_not_found", param=param
@@ -197,14 +200,12 @@ class ScoreService:
         judge's queue is full.
         """
         judge = self.judge_of(request)
-        lookups = await asyncio.gather(
-            *(self._look_up(caller, request, index) for index in range(len(request.groups)))
+        lookups = await together(
+            self._look_up(caller, request, index) for index in range(len(request.groups))
         )
         # Before the plans, which compute a key for each verdict.
         self._require_bounded(sum(lookup.verdicts for lookup in lookups))
-        groups = await asyncio.gather(
-            *(self._plan_group(request, lookup, judge) for lookup in lookups)
-        )
+        groups = await together(self._plan_group(request, lookup, judge) for lookup in lookups)
         calls, reservation = sum(group.calls for group in groups), None
         if calls and judge.gateway is not None:
             reservation = judge.gateway.reserve(calls, caller.team)
@@ -317,7 +318,7 @@ class ScoreService:
         return _judged_teachers(request, responses)
 
     async def _assigned_rubric(self, team: str, assignment: Assignment) -> ResolvedRubric:
-        rubric = await self._store.rubrics.find(team, assignment.rubric_id)
+        rubric = await self._named_rubrics.find(team, assignment.rubric_id)
         if rubric is None:
             raise JudgeFailure(UnscoredReason.NO_RUBRIC, RUBRIC_NOT_VISIBLE)
         return ResolvedRubric(rubric, assignment.origin)

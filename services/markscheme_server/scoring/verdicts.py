@@ -27,6 +27,7 @@ from markscheme_server.domain.trajectory import Answer, Judged, pool_key
 from markscheme_server.domain.verdict import StoredDecision, Verdict
 from markscheme_server.judge.base import Decision, Judge, JudgeFailure, VerifyTask
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
+from markscheme_server.scoring.together import together
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.scoring.verdict_plan import Criteria, Unit, VerdictPlan, VerdictQuery
 from markscheme_server.store.claims import Claim, ClaimLost, ClaimStore
@@ -149,7 +150,7 @@ class VerdictService:
             )
             for criteria, by, read in asked
         ]
-        return list(await asyncio.gather(*(self._plan(query) for query in queries)))
+        return await together(self._plan(query) for query in queries)
 
     async def judge(self, plans: Sequence[VerdictPlan], context: CallContext) -> GroupVerdicts:
         """Decide every criterion for every text of the plans.
@@ -160,11 +161,9 @@ class VerdictService:
         for plan in plans:
             origin = "check" if plan.query.is_free else "cached"
             _count(plan.query, origin, len(plan.known))
-        results = await asyncio.gather(
-            *(
-                self._check(plan, context) if plan.query.is_free else self._ask(plan, context)
-                for plan in plans
-            )
+        results = await together(
+            self._check(plan, context) if plan.query.is_free else self._ask(plan, context)
+            for plan in plans
         )
         by_view: dict[View, dict[Judged, dict[str, Verdict]]] = {}
         for plan, result in zip(plans, results, strict=True):
@@ -269,7 +268,7 @@ class VerdictService:
                 finally:
                     under_way.release(query.team)
 
-        await asyncio.gather(*(ask_next() for _ in range(min(limit, len(plan.units)))))
+        await together(ask_next() for _ in range(min(limit, len(plan.units))))
         return _merged(results)
 
     async def _check(self, plan: VerdictPlan, context: CallContext) -> _Decisions:
@@ -355,9 +354,10 @@ class VerdictService:
                 )
             calls = query.calls(criteria)
             call = partial(self._call, query, unit, stored, context, claim)
-            parts = await asyncio.gather(
+            parts = await together(
                 # A single reply ends the claim in its own transaction; several cannot.
-                *(call(part, ends_claim=len(calls) == 1) for part in calls)
+                call(part, ends_claim=len(calls) == 1)
+                for part in calls
             )
             made = [part for part in parts if part is not None]
             # One reply came after a takeover. Its cost is recorded; `once` begins again.
@@ -367,7 +367,7 @@ class VerdictService:
                 await self._claims.drop(claim)
             return replace(_merged([_Decisions(stored), *made]), judged=True)
 
-        return await self._claims.once(query.claim_key(unit), find, judge)
+        return await self._claims.once(query.claim_key(unit), find, judge, team=query.team)
 
     async def _call(
         self,

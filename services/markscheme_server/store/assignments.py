@@ -343,7 +343,7 @@ class AssignmentStore:
                 "outcomes": self._db.pack(outcome_rows),
                 "runs": self._db.pack(_run_rows(outcomes.values(), created)),
             },
-            first=((self._insert_texts, pack_texts(keys)) for keys in first),
+            first=((self._insert_texts, pack_texts(keys)) for keys in first) if first else None,
         )
         return [None] * len(finished)
 

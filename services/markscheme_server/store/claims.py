@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from markscheme_server.store.engine.database import NO_TEAM, Database
+from markscheme_server.store.engine.database import NO_TEAM, Database, team_scope
 from markscheme_server.store.engine.write_batch import Batcher
 from markscheme_server.store.tables import claims
 
@@ -51,7 +51,7 @@ class ClaimStore:
         """Fences of the claims that are renewed, by key."""
         self._renewing: asyncio.Task[None] | None = None
         self._dropped: set[asyncio.Task[None]] = set()
-        self._acquiring: Batcher[str, int | None] = Batcher(self._acquire)
+        self._acquiring: Batcher[tuple[str, str | None], int | None] = Batcher(self._acquire)
         self._dropping: Batcher[Claim, None] = Batcher(self._drop)
         self._checking: Batcher[str, bool] = Batcher(self._is_held)
         self._prepare()
@@ -96,6 +96,7 @@ class ClaimStore:
         find: Callable[[], Awaitable[T | None]],
         make: Callable[[Claim], Awaitable[T]],
         *,
+        team: str | None = None,
         deadline: float = math.inf,
     ) -> T:
         """Return what `find` finds, else what `make` makes under a claim on `key`.
@@ -104,11 +105,11 @@ class ClaimStore:
         claim when it succeeds, best in the transaction that stores its outcome; when it raises
         `ClaimLost`, everything begins again. Other errors are raised, and the claim is dropped.
         Raises `ClaimTimeout` when the claim is still held at `deadline`, a time on the event
-        loop's clock.
+        loop's clock. `team`: as for `acquire`.
         """
         poll_s = FIRST_POLL_S
         while True:
-            claim = await self.acquire(key)
+            claim = await self.acquire(key, team)
             try:
                 # Look only now: whoever held the claim before us has stored its outcome.
                 found = await find()
@@ -132,10 +133,14 @@ class ClaimStore:
                 await asyncio.sleep(poll_s)
                 poll_s = min(poll_s * 1.5, MAX_POLL_S)
 
-    async def acquire(self, key: str) -> Claim | None:
-        """Claim `key` unless somebody holds it. The claim is renewed until it ends."""
+    async def acquire(self, key: str, team: str | None = None) -> Claim | None:
+        """Claim `key` unless somebody holds it. The claim is renewed until it ends.
+
+        `team`: whose rows are read before and after, if known. Claims belong to no team, and in its
+        scope they take no round trip to change it.
+        """
         # The row may be written after the caller was cancelled; then it is dropped again.
-        acquiring = asyncio.ensure_future(self._acquiring.submit(key))
+        acquiring = asyncio.ensure_future(self._acquiring.submit((key, team)))
         try:
             fence = await asyncio.shield(acquiring)
         except asyncio.CancelledError:
@@ -195,8 +200,10 @@ class ClaimStore:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
 
-    async def _acquire(self, keys: Sequence[str]) -> list[int | None]:
-        rows = await self._db.write(NO_TEAM, self._insert, {"keys": self._db.keys(keys)})
+    async def _acquire(self, wanted: Sequence[tuple[str, str | None]]) -> list[int | None]:
+        keys = [key for key, _ in wanted]
+        scope = team_scope(*(team for _, team in wanted if team is not None))
+        rows = await self._db.write(scope, self._insert, {"keys": self._db.keys(keys)})
         acquired = {key: fence for key, fence in rows}  # noqa: C416
         self._fences |= acquired
         if acquired and (self._renewing is None or self._renewing.done()):

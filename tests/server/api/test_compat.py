@@ -169,6 +169,10 @@ def test_a_prompt_without_a_rubric_is_the_callers_to_mend(
         assert answer.status_code == 422
         assert answer.json()["error"]["code"] == "no_rubric"
         assert "Bring one" in answer.json()["error"]["message"]
+    # Whoever asks for the group, and however often: a retry cannot help.
+    posts = [openrlhf(url, key, text, size=2) for text in ("red", "blue")]
+    for _ in range(2):
+        assert {(each.status, each.code) for each in send_all(posts)} == {(422, "no_rubric")}
 
 
 def test_slime_gets_a_bare_number_for_texts_and_messages(colours: tuple[str, str]) -> None:
@@ -177,6 +181,44 @@ def test_slime_gets_a_bare_number_for_texts_and_messages(colours: tuple[str, str
         answer = slime(url, key, {"prompt": prompt, "response": "red<|im_end|>\n", "label": None})
         assert (answer.status_code, answer.json()) == (200, 1.0), answer.text
     assert slime(url, key, {"prompt": PROMPT, "response": "blue", "label": "42"}).json() == 0.0
+
+
+LLAMA_TOOLS = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhat is the sky?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n<|python_tag|>look_up()<|eom_id|>"
+    "<|start_header_id|>ipython<|end_header_id|>\n\nblue<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+CHATML_TOOLS = (
+    "<|im_start|>user\nWhat is the sky?<|im_end|>\n"
+    "<|im_start|>assistant\n<|python_tag|>look_up()<|im_end|>\n"
+    "<|im_start|>{}\nblue<|im_end|>\n<|im_start|>assistant\n"
+)
+ROLES = ("tool", "function", "observation", "tool_response", "environment name=<|interpreter|>")
+
+
+@pytest.mark.parametrize("prompt", [LLAMA_TOOLS, *map(CHATML_TOOLS.format, ROLES)])
+def test_what_a_template_calls_a_tools_result_is_one(
+    organisation: Keys, start: Callable[..., str], prompt: str
+) -> None:
+    url, key = start(), organisation.key("red", "score")
+    messages = [
+        {"role": "user", "content": "What is the sky?"},
+        {"role": "assistant", "content": "<|python_tag|>look_up()"},
+        {"role": "tool", "content": "blue"},
+    ]
+    call(
+        url, "POST", "/v1/rubrics", organisation.key("red", "induce"), RUBRIC | {"prompt": messages}
+    )
+    assert slime(url, key, {"prompt": prompt, "response": "red<|eot_id|>"}).json() == 1.0
+    named = [*messages[:2], {"role": "ipython", "content": "blue"}]
+    assert slime(url, key, {"prompt": named, "response": "red"}).json() == 1.0
+    answer = httpx.post(
+        f"{url}/compat/openrlhf/{key}/get_reward?size=1",
+        json={"query": [f"{prompt}blue<|eot_id|>"], "prompts": [prompt], "labels": [""]},
+        timeout=60,
+    )
+    assert (answer.status_code, answer.json()["rewards"]) == (200, 0.0)
 
 
 def test_a_label_may_name_the_rubric(organisation: Keys, start: Callable[..., str]) -> None:
@@ -290,7 +332,14 @@ def test_the_tokens_that_end_a_text_are_found_in_linear_time(end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["<|im_start|>user\n", "<|im_end|>", "<|im_start|>", "<|start_header_id|>a"]
+    "part",
+    [
+        "<|im_start|>user\n",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|im_start|>a name=",
+        "<|start_header_id|>a",
+    ],
 )
 def test_the_turns_of_a_prompt_are_found_in_linear_time(part: str) -> None:
     assert_linear(chat, lambda size: part * (size // len(part)), size=200_000)

@@ -15,8 +15,11 @@ from starlette.responses import PlainTextResponse
 
 from fakes.service import OneErrorShape, running
 from markscheme.schema import ErrorBody
+from markscheme.vocabulary import UnscoredReason
+from markscheme_server.api.errors import judge_error
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
+from markscheme_server.judge.base import JudgeFailure
 
 KEY = "the operator's own key"
 PATHS = create_app(Settings(_env_file=None, judge="builtin")).openapi()["paths"]
@@ -210,3 +213,11 @@ def test_another_shape_is_noted(status: int, noted: int) -> None:
 
     asyncio.run(ask())
     assert len(app.faults) == noted
+
+
+@pytest.mark.parametrize("reason", UnscoredReason)
+def test_an_answer_without_a_reward_is_503_only_where_waiting_may_help(
+    reason: UnscoredReason,
+) -> None:
+    passes = {UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE}
+    assert (judge_error(JudgeFailure(reason, "why")).status == 503) == (reason in passes)

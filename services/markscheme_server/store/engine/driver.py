@@ -1,17 +1,74 @@
 """Execute statements through PostgreSQL's driver, without SQLAlchemy's connection and results.
 
-SQLAlchemy still compiles the statement, pools the connections and translates the driver's errors.
-What is left out computes a cache key of the statement for each execution and starts five greenlets
-for a transaction. A small read takes half of the computing this way (`python -m runs.statements`).
-A scoring request makes about eight transactions of one statement each.
+SQLAlchemy still compiles the statement, pools the connections and names the errors. What is left
+out computes a cache key of the statement for each execution, and starts five greenlets for a
+transaction. A statement of its own is also sent without BEGIN and COMMIT: one round trip instead
+of three. A scoring request makes seven of them (`python -m runs.statements` measures one).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import sqlalchemy as sa
+from sqlalchemy.util import await_only
+
+MAX_IDLE_IN_TRANSACTION_S = 10
+"""Seconds after which PostgreSQL ends the transaction of a process that fell silent in it.
+
+Shorter than a statement's timeout, so that those who wait for its locks get them in time.
+"""
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 Rows = Sequence[Sequence[Any]]
+
+
+class ScopedConnection(asyncpg.Connection):  # type: ignore[misc]
+    """A connection whose statements run in a scope, which row-level security reads.
+
+    Transactions begin in `scope`. No transaction outlives its process for long, frozen or cut off:
+    it would hold its locks.
+    """
+
+    scope = ""
+    session_scope: str | None = None
+    """The scope of statements outside a transaction; `None`: not known. See `enter`."""
+    _is_direct: bool | None = None
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        """Execute a statement; with ``BEGIN`` send ``SET LOCAL`` of the scope and of the time.
+
+        All take one round trip. asyncpg sends ``BEGIN`` this way, and SQLAlchemy nothing else.
+        """
+        if not query.startswith("BEGIN"):
+            return str(await super().execute(query, *args, **options))
+        try:
+            # SET takes no parameters; `team_scope` has checked that no name holds a quotation mark.
+            scoped = (
+                f"{query} SET LOCAL markscheme.teams = '{self.scope}'; "
+                f"SET LOCAL idle_in_transaction_session_timeout = '{MAX_IDLE_IN_TRANSACTION_S}s'"
+            )
+            return str(await super().execute(scoped, *args, **options))
+        except BaseException:
+            # SQLAlchemy takes the transaction for not begun, and would not roll it back.
+            self.terminate()
+            raise
+
+    async def enter(self, scope: str) -> bool:
+        """Make ``scope`` that of statements outside a transaction.
+
+        Returns false, and does nothing, where a pooler stands in between: it may send each
+        transaction to another session, which has another's scope.
+        """
+        if self._is_direct is None:
+            # A pooler makes up the number that it tells clients.
+            own = await self.fetchval("SELECT pg_backend_pid()")
+            self._is_direct = own == self.get_server_pid()
+        if self._is_direct:
+            self.session_scope = None  # unless the answer says so
+            await super().execute(f"SET markscheme.teams = '{scope}'")
+            self.session_scope = scope
+        return self._is_direct
 
 
 class DriverStatement:
@@ -33,24 +90,16 @@ class DriverStatement:
         self._types = [column.type for column in getattr(statement, "exported_columns", ())]
         self._convert: list[Callable[[Any], Any] | None] | None = None
 
-    def arguments(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the values to bind: the statement's own, and those of ``parameters``."""
+    async def fetch(self, connection: ScopedConnection, parameters: Mapping[str, Any]) -> Rows:
+        """Execute it with ``parameters`` and its own ones; return rows as SQLAlchemy would."""
         values = {**self._own, **parameters}
-        return tuple(
+        arguments = [
             values[name] if process is None else process(values[name])
             for name, process in self._parameters
-        )
-
-    def rows(self, cursor: Any) -> Rows:
-        """Return the rows, with values as the columns' types have them in Python."""
-        rows: Rows = cursor.fetchall() if cursor.description else ()
-        if not rows:
-            return ()
+        ]
         if self._convert is None:
-            self._convert = [
-                type_.dialect_impl(self._dialect).result_processor(self._dialect, column[1])
-                for type_, column in zip(self._types, cursor.description, strict=True)
-            ]
+            self._convert = await self._converters(connection)
+        rows: Rows = await connection.fetch(self.sql, *arguments)
         if not any(self._convert):
             return rows
         return [
@@ -61,40 +110,64 @@ class DriverStatement:
             for row in rows
         ]
 
+    async def _converters(self, connection: ScopedConnection) -> list[Callable[[Any], Any] | None]:
+        """Return what makes the driver's values those of the columns' types, by column."""
+        if not self._types:
+            return []
+        attributes = (await connection.prepare(self.sql)).get_attributes()
+        return [
+            type_.dialect_impl(self._dialect).result_processor(self._dialect, attribute.type.oid)
+            for type_, attribute in zip(self._types, attributes, strict=True)
+        ]
+
 
 def run(
-    engine: sa.Engine, scope: str, steps: Iterable[tuple[DriverStatement, Mapping[str, Any]]]
+    engine: sa.Engine,
+    scope: str,
+    steps: Iterable[tuple[DriverStatement, Mapping[str, Any]]],
+    *,
+    alone: bool,
 ) -> Rows:
-    """Execute statements in one transaction that begins in ``scope``; return the last one's rows.
+    """Execute statements in one transaction, in ``scope``; return the last one's rows.
 
-    ``steps``: statements with their parameters, taken one by one.
-    Call it by `sqlalchemy.util.greenlet_spawn`. Raises `sqlalchemy.exc.DBAPIError`, as a connection
-    of SQLAlchemy does, and Python's own errors from the driver.
+    ``steps``: statements with their parameters, taken one by one. ``alone``: there is only one,
+    which needs no BEGIN. Call it by `sqlalchemy.util.greenlet_spawn`. Raises
+    `sqlalchemy.exc.DBAPIError`, as a connection of SQLAlchemy does, and Python's own errors from
+    the driver.
     """
-    errors, connection = engine.dialect.loaded_dbapi.Error, None
+    dbapi = engine.dialect.loaded_dbapi
+    connection: Any = None
     sql = "BEGIN"
     try:
         connection = engine.raw_connection()
-        driver: Any = connection.driver_connection
-        driver.scope = scope
-        cursor = connection.cursor()
+        driver: ScopedConnection = connection.driver_connection
+        if alone and driver.session_scope != scope:
+            alone = await_only(driver.enter(scope))
+        transaction = None
+        if not alone:
+            driver.scope, transaction = scope, driver.transaction()
+            await_only(transaction.start())
         rows: Rows = ()
-        for statement, parameters in steps:
-            sql = statement.sql
-            cursor.execute(sql, statement.arguments(parameters))
-            rows = statement.rows(cursor)
-        connection.commit()
+        try:
+            for statement, parameters in steps:
+                sql = statement.sql
+                rows = await_only(statement.fetch(driver, parameters))
+            if transaction is not None:
+                await_only(transaction.commit())
+        except _ERRORS:
+            if transaction is not None and not driver.is_closed() and driver.is_in_transaction():
+                await_only(transaction.rollback())
+            raise
         return rows
-    except errors as error:
-        raw: Any = None if connection is None else connection.dbapi_connection
-        lost = engine.dialect.is_disconnect(error, raw, None)
-        if lost and connection is not None:
+    except (dbapi.Error, *_ERRORS) as error:
+        lost = connection is not None and connection.driver_connection.is_closed()
+        if lost:
             connection.invalidate(error)
         raise sa.exc.DBAPIError.instance(
             sql,
             None,
-            error,
-            errors,
+            error if isinstance(error, dbapi.Error) else _as_dbapi(dbapi, error),
+            dbapi.Error,
             hide_parameters=True,
             connection_invalidated=lost,
             dialect=engine.dialect,
@@ -106,7 +179,22 @@ def run(
         raise
     finally:
         if connection is not None:
-            connection.close()  # rolls back what was not committed
+            connection.close()
+
+
+def _as_dbapi(dbapi: Any, error: Exception) -> Exception:
+    """Return a driver's error as SQLAlchemy's adapter raises it, by which it chooses its own."""
+    kind = (
+        dbapi.IntegrityError
+        if isinstance(error, asyncpg.IntegrityConstraintViolationError)
+        else dbapi.InterfaceError
+        if isinstance(error, asyncpg.InterfaceError)
+        else dbapi.Error
+    )
+    # The rest of what it says, its detail, holds rows.
+    made: Exception = kind(error.args[0] if error.args else "", error)
+    made.__cause__ = error
+    return made
 
 
 def discard_closed(connection: Any, _record: Any, _proxy: Any) -> None:

@@ -11,7 +11,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.usage import JudgeUsage
 from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.audit import Actor
-from markscheme_server.store.engine import database
+from markscheme_server.store.engine import driver
 from markscheme_server.store.engine.database import ALL_TEAMS, NO_TEAM, POOL_SIZE, is_outage
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance.migrate import migrate
@@ -107,7 +107,7 @@ async def test_a_transaction_that_falls_silent_holds_nobody_up(
     empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a process that is frozen, or whose machine is gone: PostgreSQL would wait for hours."""
-    monkeypatch.setattr(database, "MAX_IDLE_IN_TRANSACTION_S", 1)
+    monkeypatch.setattr(driver, "MAX_IDLE_IN_TRANSACTION_S", 1)
     silent, other = Store(empty_database), Store(empty_database)
     await migrate(silent.database)
     claim = await silent.claims.acquire("the work")

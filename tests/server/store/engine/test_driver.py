@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -18,6 +19,7 @@ from markscheme_server.store.engine.database import (
     fault_of,
     team_scope,
 )
+from markscheme_server.store.engine.driver import ScopedConnection
 from markscheme_server.store.tables import claims, past_usage
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -63,6 +65,72 @@ async def test_each_transaction_begins_in_its_own_scope(database: Database) -> N
     query = sa.select(sa.func.current_setting("markscheme.teams"))
     for scope in (team_scope("a"), ALL_TEAMS, team_scope("b", "c"), NO_TEAM):
         assert [tuple(row) for row in await database.read(scope, query, {})] == [(scope,)]
+
+
+async def sent(database: Database) -> list[str]:
+    """Record what the pool's one connection sends from now on, a line for each round trip."""
+    raw = await database.engine.raw_connection()
+    connection: Any = raw.driver_connection
+    raw.close()
+    lines: list[str] = []
+    connection.add_query_logger(lambda record: lines.append(record.query.partition("\n")[0]))
+    return lines
+
+
+async def drained(lines: list[str]) -> list[str]:
+    """Return the lines and forget them; the driver logs a query after it was answered."""
+    await asyncio.sleep(0)
+    found = list(lines)
+    lines.clear()
+    return found
+
+
+async def test_a_statement_of_its_own_takes_one_round_trip(database: Database) -> None:
+    query = sa.select(sa.func.current_setting("markscheme.teams"))
+    text = "SELECT current_setting($1::VARCHAR) AS current_setting_1"
+    await database.read(NO_TEAM, query, {})
+    lines = await sent(database)
+    for _ in range(2):
+        await database.read(NO_TEAM, query, {})
+        assert await drained(lines) == [text]
+    await database.read(team_scope("a"), query, {})
+    assert await drained(lines) == ["SET markscheme.teams = 'a'", text]
+    # What a transaction sets ends with it.
+    async with database.reading(ALL_TEAMS) as connection:
+        assert (await connection.execute(query)).scalar_one() == ALL_TEAMS
+    await drained(lines)
+    assert [tuple(row) for row in await database.read(team_scope("a"), query, {})] == [("a",)]
+    assert await drained(lines) == [text]
+
+
+async def test_a_scope_that_could_not_be_set_is_set_again(database: Database) -> None:
+    query = sa.select(sa.func.current_setting("markscheme.teams"))
+    await database.read(team_scope("a"), query, {})
+    raw = await database.engine.raw_connection()
+    connection: Any = raw.driver_connection
+    raw.close()
+    with pytest.raises(asyncpg.PostgresError):
+        await connection.enter("it's no scope")
+    assert [tuple(row) for row in await database.read(team_scope("a"), query, {})] == [("a",)]
+
+
+async def test_behind_a_pooler_each_statement_is_a_transaction_with_its_scope(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler may send it to a session that has another's scope."""
+    monkeypatch.setattr(ScopedConnection, "get_server_pid", lambda _: 1)
+    query = sa.select(sa.func.current_setting("markscheme.teams"))
+    for scope in (team_scope("a"), NO_TEAM):
+        assert [tuple(row) for row in await database.read(scope, query, {})] == [(scope,)]
+    lines = await sent(database)
+    await database.read(team_scope("a"), query, {})
+    begin, statement, end = await drained(lines)
+    assert begin.startswith("BEGIN; SET LOCAL markscheme.teams = 'a'; ")
+    assert (statement[:6], end) == ("SELECT", "COMMIT;")
+    (pid,) = await database.read(NO_TEAM, PID, {})
+    division = sa.select(sa.literal(1) / sa.cast(sa.bindparam("value"), sa.Integer))
+    await failure(database, division, {"value": 0})
+    assert await database.read(NO_TEAM, PID, {}) == [pid]
 
 
 async def test_errors_have_the_same_causes(database: Database) -> None:
