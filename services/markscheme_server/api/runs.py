@@ -20,6 +20,7 @@ from markscheme_server.api.services import (
     UsesServices,
 )
 from markscheme_server.paths import names_in_query
+from markscheme_server.scoring.run_comparison import MAX_RUNS, MIN_RUNS
 
 router = APIRouter(prefix="/v1", route_class=EncodedRoute, responses=RESPONSES, tags=["Runs"])
 
@@ -54,8 +55,12 @@ async def list_runs(
 async def _compared_runs(  # FastAPI runs plain functions in a thread
     request: Request,
     runs: Annotated[
-        list[Annotated[str, StringConstraints(pattern=NO_NUL)]],
-        Query(description="2 to 6 runs, repeated or by commas; a comma in an id is `%2C`"),
+        list[Annotated[str, StringConstraints(min_length=1, pattern=NO_NUL)]],
+        Query(
+            description="2 to 6 runs, repeated or by commas; a comma in an id is `%2C`",
+            # Not for FastAPI, which would count `a,b` as one.
+            json_schema_extra={"minItems": MIN_RUNS, "maxItems": MAX_RUNS, "uniqueItems": True},
+        ),
     ],
 ) -> list[str]:
     return names_in_query(request.scope["query_string"], "runs")

@@ -3,6 +3,7 @@
 import asyncio
 import statistics
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -11,6 +12,10 @@ import pytest
 from fakes.pages import Page, comparison_figures, missing
 from markscheme import AsyncClient, Client
 from markscheme.errors import InvalidRequest, NotFound
+from markscheme_server.config import Settings
+from markscheme_server.store.engine.ids import now
+from markscheme_server.store.maintenance.prune import Pruner
+from markscheme_server.store.store import Store
 from server.organisation import Member, Team
 
 RUBRIC = [
@@ -230,6 +235,23 @@ def test_the_page_shows_what_the_api_answers(client: Client, red: Member) -> Non
     assert missing(expected, page.values) == []
     links = [a["href"] or "" for a in page.all("a") if "groups/" in (a.get("href") or "")]
     assert httpx.get(answer.url.join(links[0]), **_as(red)).status_code == 200
+
+
+def test_pruned_groups_are_in_the_curves_and_in_no_pair(client: Client, database_url: str) -> None:
+    train(client, "a", [[BOTH]] * 3)
+    train(client, "b", [[NONE]] * 3)
+
+    async def prune() -> None:
+        store = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
+        async for _ in Pruner(store.database, now() + timedelta(minutes=1), dry=False).run():
+            pass
+        await store.close()
+
+    asyncio.run(prune())
+    found = client.compare_runs(["a", "b"])
+    assert (found.pruned_groups, found.prompts) == ([3, 3], [])
+    assert [[each.reward for each in span.runs] for span in found.spans] == [[1.0, 0.0]] * 3
+    assert found.criteria_total == 2
 
 
 def test_the_asynchronous_client_compares_too(client: Client, red: Member) -> None:

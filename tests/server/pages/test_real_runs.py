@@ -67,6 +67,9 @@ def test_the_rubric_and_the_judge_of_a_run_have_pages(scored: str, client: Clien
     (rubric,) = client.rubrics()
     page = Page(httpx.get(f"{scored}/pages/rubrics/{rubric.id}", headers=HTML, timeout=60).text)
     assert RUN in page.text
+    words = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "decided by code: The response has “red”." in words
+    assert "decided by code: The response has at most 3 words." in words
     assert (
         "builtin" in Page(httpx.get(f"{scored}/pages/judges", headers=HTML, timeout=60).text).text
     )
