@@ -5,13 +5,17 @@ the child runs the command as if the test had started it: in a session, a folder
 of its own, with the test's umask and limit of open files.
 
 `CONSTANTS` in the environment holds other values for constants of the service, as JSON:
-`{"markscheme_server.app.CLAIM_LEASE_S": 1}`. The workers of `serve --workers` are started anew,
-import this module again and so get the same values.
+`{"markscheme_server.app.CLAIM_LEASE_S": 1}`.
+
+The workers of `serve --workers` are forked too, from their supervisor. Prometheus' client decides
+when it is imported whether several processes count together, so these commands have a server of
+their own.
 """
 
 import atexit
 import gc
 import json
+import multiprocessing
 import os
 import pkgutil
 import resource
@@ -23,11 +27,13 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
 INHERITED = "TEST_FORK_SERVER"
 """The variable that holds the descriptor of an inherited server."""
+COUNTS_TOGETHER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class ForkedProcess:
@@ -51,11 +57,12 @@ class ForkedProcess:
         request = json.dumps(
             {"words": list(words), "cwd": str(cwd), "env": dict(env)} | inherited
         ).encode()
+        server = _server("--workers" in words)
         with theirs:
             length = len(request).to_bytes(8, "big")
             files = [theirs, output, errors or output]
-            socket.send_fds(_server(), [length], [file.fileno() for file in files])
-            _server().sendall(request)
+            socket.send_fds(server, [length], [file.fileno() for file in files])
+            server.sendall(request)
         self.pid = self._read()
 
     def _read(self) -> int:
@@ -101,25 +108,29 @@ def for_scripts(folder: Path) -> tuple[int, dict[str, str]]:
         f'#!/bin/sh\nPYTHONPATH={client.parents[1]} exec {sys.executable} -S {client} "$@"\n'
     )
     command.chmod(0o755)
-    return _server().fileno(), {INHERITED: str(_server().fileno())}
+    server = _server(False)
+    return server.fileno(), {INHERITED: str(server.fileno())}
 
 
 @cache
-def _server() -> socket.socket:
+def _server(several: bool) -> socket.socket:
     """Start this process's server at its first use, or take the one that it inherits."""
     if INHERITED in os.environ:
         return socket.socket(fileno=int(os.environ[INHERITED]))
     ours, theirs = socket.socketpair()
+    folder = tempfile.TemporaryDirectory()
     with theirs:
         process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            env=os.environ | ({COUNTS_TOGETHER: folder.name} if several else {}),
         )
 
     def close() -> None:
         ours.close()
         process.wait()
+        folder.cleanup()
 
     atexit.register(close)
     return ours
@@ -168,6 +179,18 @@ def _become(request: dict[str, Any], reports: int, output: int, errors: int) -> 
     sys.argv = ["markscheme", *request["words"]]
 
 
+class _Worker(ForkProcess):
+    def run(self) -> None:
+        """Serve, with signals as a process has them that was started anew."""
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_DFL)
+        super().run()
+
+
+class _Workers(ForkContext):
+    Process = _Worker
+
+
 def _set_constants() -> None:
     for name, value in json.loads(os.environ.get("CONSTANTS", "{}")).items():
         module, _, constant = name.rpartition(".")
@@ -183,8 +206,9 @@ if __name__ == "__main__":
     # Otherwise each child, at its end, goes through all that is imported: a second of CPU.
     gc.collect()
     gc.freeze()
+    forks_workers = COUNTS_TOGETHER in os.environ
     _serve(socket.socket(fileno=int(sys.argv[1])))
+    if forks_workers:
+        multiprocessing.get_context = lambda method=None: _Workers()
     _set_constants()
     main()
-elif __name__ == "__mp_main__":  # a worker
-    _set_constants()

@@ -19,7 +19,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., ServiceProcess]]:
         process = ServiceProcess(
             tmp_path / "service",
             {"judge": "builtin"} | settings,
-            arguments=("--workers", str(workers)),
+            arguments=("--workers", str(workers)) if workers > 1 else (),
         )
         made.append(process)
         if ready:

@@ -27,14 +27,8 @@ PLAIN_LINES = ("listening on http://127.0.0.1:", "judge: ")
 
 
 def workers_of(process: ServiceProcess) -> list[psutil.Process]:
-    """Return the processes that serve, without Python's own resource tracker."""
     children = psutil.Process(process.process.pid).children()
-    return [
-        child
-        for child in children
-        if child.status() != psutil.STATUS_ZOMBIE
-        and any("spawn_main" in word for word in child.cmdline())
-    ]
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def get(url: str) -> httpx.Response:
