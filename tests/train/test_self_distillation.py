@@ -16,11 +16,13 @@ from tokenizers.processors import TemplateProcessing
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
+from markscheme_train.reprompt import reprompt
 from markscheme_train.reward import Row, RowScore, RubricReward
 from markscheme_train.self_distillation import (
     BranchNorms,
     ScoredRows,
     SelfDistillation,
+    TeacherContext,
     _relative_deviation,
 )
 from markscheme_train.self_teacher import ModelCopy
@@ -177,6 +179,138 @@ def test_how_strongly_each_branch_pulls(
         alone.append(trainer.distillation.norms.take(torch.device("cpu")).sum().sqrt().item())
     assert min(alone) > 0
     assert found == pytest.approx(alone, rel=1e-4)
+
+
+CONTEXTS = [
+    TeacherContext(True, "w5", (), external=True, failure=True, control=False),
+    # A success that learns from feedback alone.
+    TeacherContext(True, None, ["w6"], external=False, failure=False, control=False),
+    TeacherContext(False, "w7", (), external=True, failure=True, control=False),
+    TeacherContext(False, "w8", (), external=False, failure=False, control=True),
+    TeacherContext(False, None, (), external=False, failure=False, control=False),
+    TeacherContext(True, "w9", ["w6"], external=False, failure=True, control=False),
+    TeacherContext(True, "w9", (), external=False, failure=False, control=True),
+    TeacherContext(False, None, (), external=False, failure=True, control=False),
+]
+
+
+def test_each_rows_context_decides_what_it_learns_and_what_is_told(
+    make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_srpo_trainer(teacher_demonstration=True)
+    assert trainer.distillation is not None
+    monkeypatch.setattr(trainer.distillation, "routes", lambda rows: CONTEXTS)
+    batch = generate(trainer)
+    assert batch["routed"].tolist() == [context.routed for context in CONTEXTS]
+    assert batch["controls"].tolist() == [context.control for context in CONTEXTS]
+    assert [row for row, is_failure in enumerate(batch["failures"]) if is_failure] == [0, 5]
+    mask = batch["completion_mask"].bool()
+    read = torch.tensor([c.routed or c.control for c in CONTEXTS]).unsqueeze(1)
+    assert torch.equal(batch["teacher_log_probs"] != 0, mask & read)
+    assert torch.equal(batch["teacher_entropy"] != 0, mask & batch["routed"].unsqueeze(1))
+    assert [states is not None for states in batch["teacher_states"]] == batch["routed"].tolist()
+    told = {
+        name.partition("/")[2]: values
+        for name, values in trainer._metrics["train"].items()
+        if name.endswith("_share") and name.startswith("distillation/")
+    }
+    assert told == {
+        "routed_share": [4 / 8],
+        "informed_share": [6 / 8],
+        "failed_share": [4 / 8],
+        "teacher_response_share": [1 / 8],
+        "routed_token_share": [pytest.approx(mask[batch["routed"]].sum() / mask.sum())],
+    }
+
+
+def test_a_process_prepares_its_own_rows_among_those_of_all(
+    make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_srpo_trainer(teacher_demonstration=True)
+    distillation = trainer.distillation
+    assert distillation is not None
+    make_sure_of_itself(trainer)
+    monkeypatch.setattr(distillation, "routes", lambda rows: CONTEXTS)
+    seen: list[ScoredRows] = []
+    prepare = distillation.prepare
+
+    def noting(batch: Any, rows: ScoredRows, **more: Any) -> Any:
+        seen.append(rows)
+        return prepare(batch, rows, **more)
+
+    monkeypatch.setattr(distillation, "prepare", noting)
+    batch = generate(trainer)
+    alone = dict(batch)
+    others, nothing = Row("w9 w9 w9", "w1"), TeacherContext(False, None, (), False, False, False)
+    rows = ScoredRows([others] * 8 + list(seen[0].rollouts), [], [])
+    monkeypatch.setattr(distillation, "routes", lambda rows: [nothing] * 8 + CONTEXTS)
+    told = prepare(batch, rows, first=8, total=lambda sums: sums * 3)
+    for name in ("routed", "failures", "controls", "teacher_entropy", "teacher_log_probs"):
+        assert torch.equal(batch[name], alone[name]), name
+    # Each of three processes has the same rows.
+    assert told["distillation/routed_share"] == 4 / 8
+    assert told["distillation/teacher_response_share"] == 1 / 8
+    own = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert told == pytest.approx({name: own[name] for name in told}, rel=1e-4)
+
+
+def test_a_demonstration_is_shown_in_part_where_all_of_it_does_not_fit(
+    make_srpo_trainer: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_srpo_trainer()
+    distillation = trainer.distillation
+    assert distillation is not None
+    words = TeacherContext(True, "w5 w6 w7 w8", (), False, False, False)
+    monkeypatch.setattr(distillation, "routes", lambda rows: [words] * 8)
+    room = len(distillation._tokens(reprompt(PROMPTS[0], "")))
+    trainer.args.max_reprompt_length = room + 2
+    shown: list[str] = []
+    states = distillation.self_teacher.states
+
+    def noting(ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
+        shown.extend(trainer._tokenizer.batch_decode(ids[:, :-keep]))
+        return states(ids, mask, keep)
+
+    monkeypatch.setattr(distillation.self_teacher, "states", noting)
+    assert generate(trainer)["routed"].all()
+    first = [text for text in shown if "w1 w2 w3" in text]
+    assert len(first) == 4
+    assert all("w5 w6" in text and "w7" not in text for text in first)
+
+
+@pytest.mark.parametrize(("others", "passes"), [(0, 2), (1, 2), (2, 2), (4, 4)])
+def test_processes_with_shards_ask_the_self_teacher_equally_often(
+    others: int, passes: int, make_srpo_trainer: Maker
+) -> None:
+    """Two rows a pass, three rows here, and another process that needs more passes or fewer."""
+    trainer = make_srpo_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    distillation = trainer.distillation
+    assert distillation is not None
+    batch, prompts = generate(trainer), {1: [5, 6], 4: [7], 6: [8, 9, 10]}
+    whole = distillation._teacher_states(batch, prompts, pytest.fail)
+    asked: list[tuple[torch.Size, torch.Size, int]] = []
+
+    class Sharded:
+        sharded = True
+
+        def states(self, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
+            asked.append((ids.shape, mask.shape, keep))
+            assert mask.dtype == ids.dtype
+            made: torch.Tensor = teacher.states(ids, mask, keep)
+            return made
+
+    def total(numbers: torch.Tensor) -> torch.Tensor:
+        assert numbers.tolist() == [0, 0, 1, 0, 0]
+        return numbers + torch.eye(5)[others]
+
+    teacher = distillation.self_teacher
+    distillation.self_teacher = Sharded()  # type: ignore[assignment]
+    found = distillation._teacher_states(batch, prompts, total)
+    assert found.keys() == whole.keys() == prompts.keys()
+    assert all(torch.equal(states, whole[row]) for row, states in found.items())
+    assert len(asked) == passes
+    alone = batch["completion_ids"][:1].shape
+    assert asked[2:] == [(alone, alone, 1)] * (passes - 2)
 
 
 @pytest.mark.parametrize("kind", ["ema", "trust_region"])
