@@ -144,3 +144,15 @@ def test_an_image_in_a_tools_result_is_still_named() -> None:
     rollout = Rollout.model_validate({"id": "r", "messages": [{"role": "user", "content": [part]}]})
     assert rollout.messages is not None
     assert rollout.messages[0].unsupported == ["image"]
+
+
+def test_what_is_wrong_is_said_shortly() -> None:
+    long = "x" * 70_000
+    for message in (
+        {"role": long, "content": "a"},
+        {"role": "user", "content": [{"type": long}]},
+        {"role": "user", "content": [{long: 1}]},
+    ):
+        with pytest.raises(MessageError) as error:
+            plain_prompt([message], "prompt")
+        assert len(str(error.value)) < 400
