@@ -177,17 +177,30 @@ def parse(line: str) -> Any:
     if line.startswith("\ufeff"):
         raise ValueError("a byte order mark within the file; it may stand at its start only")
     try:
-        return json.loads(line, parse_constant=_no_number)
+        return json.loads(line, parse_constant=no_number)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
         ) from None
-    except RecursionError:
-        raise ValueError("not usable JSON (nested too deeply)") from None
+    except (RecursionError, ValueError) as error:
+        raise unusable(error) from None
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"not JSON ({name} is no number)")
+def unusable(error: Exception) -> ValueError:
+    """Return the error for a value that Python's parser gives up on, in words of our own."""
+    if isinstance(error, _NoNumber):
+        return error
+    why = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+    return ValueError(f"not usable JSON ({why})")
+
+
+class _NoNumber(ValueError):
+    """A constant of JavaScript where JSON has a number."""
+
+
+def no_number(name: str) -> NoReturn:
+    """Refuse `NaN` and `Infinity`, which Python's parser takes: its hook `parse_constant`."""
+    raise _NoNumber(f"not JSON ({name} is no number)")
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

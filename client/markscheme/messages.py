@@ -221,7 +221,7 @@ def _map_strings(value: Any, change: Any) -> Any:
 def _known_role(message: object, location: str) -> str:
     role = role_of(message, location)
     if same_role(role) not in ROLES:
-        raise MessageError(f"{location}.role: {role!r} is none of {', '.join(ROLES)}")
+        raise MessageError(f"{location}.role: {role!r:.60} is none of {', '.join(ROLES)}")
     return role
 
 
@@ -439,11 +439,11 @@ def _part(part: object, location: str) -> str:
     ]
     if kind is None and (other or text is None):
         raise MessageError(
-            f"{location}: a part without a type ({', '.join(other) or 'empty'}); only text can be "
-            "used"
+            f"{location}: a part without a type ({', '.join(other)[:200] or 'empty'}); only text "
+            "can be used"
         )
     if kind is not None and kind not in _TEXT_PARTS:
-        raise MessageError(f"{location}: a part of type {kind!r}; only text can be used")
+        raise MessageError(f"{location}: a part of type {kind!r:.60}; only text can be used")
     if not isinstance(text, str):
         raise MessageError(
             f"{location}.text: "

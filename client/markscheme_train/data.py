@@ -8,7 +8,9 @@ from datasets import Dataset, Features, Json
 from pydantic import BaseModel, ConfigDict
 
 from markscheme.data import Columns, RowReader, SourceError, open_source
+from markscheme.protocol import to_wire
 from markscheme.schema import Identifier, Prompt, TeacherResponses
+from markscheme.text import replace_invalid
 from markscheme_train.errors import DataError
 
 
@@ -66,7 +68,12 @@ def read_examples(
             if other_columns:
                 others = {n: v for n, v in row.read().items() if n not in reader.columns}
                 dropped |= RESERVED_COLUMNS & others.keys()
-                kept = {n: v for n, v in others.items() if n not in RESERVED_COLUMNS}
+                # Arrow stores no half characters.
+                kept = {
+                    replace_invalid(name): to_wire(each)
+                    for name, each in others.items()
+                    if name not in RESERVED_COLUMNS
+                }
                 example = example.model_copy(update={"other_columns": kept})
             examples.append(example)
         if examples:

@@ -379,6 +379,7 @@ def test_tags_that_are_none_of_ours_are_metadata() -> None:
         (rar("five"), "rar", "rubric[0].weight: must be a number, not 'five'"),
         (rar(None), "rar", "rubric[0].weight: must be a number, not null"),
         (rar(1e300), "rar", "rubric[0].weight: 1e+300 is no usable number of points"),
+        (rar(5e-324), "rar", "rubric[0].weight: 4.94066e-324 is no usable number of points"),
         (rar(float("nan")), "rar", "every number must be finite"),
         (rar(float("-inf")), "rar", "every number must be finite"),
         (rar(10**5000), "rar", "a number is too large"),

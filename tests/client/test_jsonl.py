@@ -109,6 +109,7 @@ def test_a_file_that_is_not_utf_8_is_told_with_its_line(
         ("NaN", "NaN is no number"),
         ("\ufeff1", "a byte order mark within the file"),
         ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, r"^not usable JSON \(a number is too long\)$"),
         ("1 2", "Extra data"),
     ],
 )

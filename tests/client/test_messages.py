@@ -160,3 +160,15 @@ def test_a_role_that_nobody_has_is_left_to_the_validation(role: object) -> None:
     assert normal_message({"role": role, "content": "x"})["role"] == role
     with pytest.raises(ValueError, match="role"):
         Message.model_validate({"role": role, "content": "x"})
+
+
+def test_what_is_wrong_is_said_shortly() -> None:
+    long = "x" * 70_000
+    for message in (
+        {"role": long, "content": "a"},
+        {"role": "user", "content": [{"type": long}]},
+        {"role": "user", "content": [{long: 1}]},
+    ):
+        with pytest.raises(MessageError) as error:
+            plain_prompt([message], "prompt")
+        assert len(str(error.value)) < 400

@@ -85,6 +85,13 @@ def test_other_columns_are_kept_only_where_they_are_asked_for(tmp_path: Path) ->
     assert "'prompt'" in said[0]
 
 
+def test_other_columns_may_hold_half_a_character(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "w1", "note": ["a\\ud800"], "\\ud800": 1}\n')
+    [row] = as_dataset(read_examples(file, other_columns=True), chat=False)
+    assert (row["note"], row["\ufffd"]) == (["a\ufffd"], 1)
+
+
 def test_a_prompts_length_counts_its_chat_template(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "w50 {{ messages[0]['content'] }} {% if tag %}w51 w52{% endif %}"

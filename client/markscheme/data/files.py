@@ -16,7 +16,15 @@ from markscheme.data.base import (
     SourceError,
     check_distinct,
 )
-from markscheme.jsonl import WHITESPACE, LineError, decode, parse, read_raw_lines
+from markscheme.jsonl import (
+    WHITESPACE,
+    LineError,
+    decode,
+    no_number,
+    parse,
+    read_raw_lines,
+    unusable,
+)
 
 CHUNK_CHARACTERS = 1 << 16
 LONGEST_TOKEN = 16
@@ -86,7 +94,7 @@ class _JsonText:
     def __init__(self, read: Callable[[int], str]) -> None:
         self._read = read
         self._text, self._at, self._ended = "", 0, False
-        self._decoder = json.JSONDecoder(parse_constant=_no_number)
+        self._decoder = json.JSONDecoder(parse_constant=no_number)
 
     def peek(self) -> str:
         """Return the next character that is not white space; empty at the end of the text."""
@@ -113,8 +121,8 @@ class _JsonText:
                 if self._may_be_unfinished(error) and self._more():
                     continue
                 raise ValueError(f"not JSON ({error.msg.removesuffix(' at')})") from None
-            except RecursionError:
-                raise ValueError("not usable JSON (nested too deeply)") from None
+            except (RecursionError, ValueError) as error:
+                raise unusable(error) from None
             # A number at the very end may go on in the next chunk.
             if end < len(self._text) or not self._more():
                 self._at = end
@@ -159,10 +167,6 @@ def _json_values(read: Callable[[int], str]) -> Iterator[Any]:
                 raise ValueError("not JSON (a comma or the end of the list is missing)")
     if text.peek():
         raise ValueError("not JSON (text after the end of the list)")
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"not JSON ({name} is no number)")
 
 
 @dataclass(frozen=True)

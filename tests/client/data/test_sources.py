@@ -146,6 +146,7 @@ def test_a_missing_library_is_named_with_its_extra(
         ("a.json", b'[{"a": 1}] x', "row 2: not JSON"),
         ("a.json", b'[{"a": NaN}]', "row 1: not JSON"),
         ("a.json", b'[{"a": tru}, ' + b'{"a": 1},' * 50_000, "row 1: not JSON"),
+        ("a.json", b'[{"a": %b}]' % (b"9" * 5000), "row 1: not usable JSON .a number is too long"),
         ("a.json", b"[3]", "row 1: must be a JSON object"),
         ("a.json", b"[" * 100_000, "row 1: not usable JSON"),
         ("a.json", b'["' + b"x" * (MAX_ROW_BYTES + 1), "row 1: larger than 32 MiB"),
