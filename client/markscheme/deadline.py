@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from numbers import Real
 from threading import TIMEOUT_MAX
-from typing import Self
+from typing import Self, cast
 
 import httpx
 
@@ -22,8 +22,9 @@ EXTENSION = "markscheme.deadline"
 
 def check_seconds(seconds: object, param: str) -> None:
     """Raise `InvalidArgument` unless `seconds` is a number above 0 that a clock can wait for."""
+    is_number = isinstance(seconds, Real) and not isinstance(seconds, bool)
     # Compared as it is: a large integer cannot be converted.
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 < seconds <= TIMEOUT_MAX:
+    if not is_number or not 0 < cast("float", seconds) <= TIMEOUT_MAX:
         raise InvalidArgument(param, "must be a finite number of seconds above 0")
 
 

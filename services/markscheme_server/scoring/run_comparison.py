@@ -128,11 +128,15 @@ def _spans(histories: Sequence[RunHistory], bins: int) -> list[schema.ComparedSp
     columns = []
     for history, offset in zip(histories, offsets, strict=True):
         sums, known, rollouts = [0.0] * count, [0] * count, [0] * count
-        for step, totals in history.steps.items():
+        of = history.columns
+        figures = zip(
+            of.steps, of.sums["reward"], of.counts["known"], of.counts["rollouts"], strict=True
+        )
+        for step, total, known_now, rollouts_now in figures:
             span = (step + offset - start) // width
-            sums[span] += sum(totals.rewards)
-            known[span] += len(totals.rewards)
-            rollouts[span] += totals.rollouts
+            sums[span] += total
+            known[span] += known_now
+            rollouts[span] += rollouts_now
         columns.append(
             [
                 schema.ComparedReward(

@@ -214,7 +214,7 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
     sw, st, stt, sy, sty = (list(accumulate(column, initial=0.0)) for column in columns)
     w_all, y_all = sw[-1], sy[-1]
     yy_all = sum(map(mul, wy, values))
-    level = yy_all - y_all * y_all / w_all
+    level: float = yy_all - y_all * y_all / w_all
     flat = 1e-12 * w_all
 
     def error(s: int, e: int) -> float:
