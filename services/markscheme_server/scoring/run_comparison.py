@@ -53,7 +53,7 @@ class RunComparisonService:
                 code="wrong_number_of_runs",
                 param="runs",
             )
-        found = [await find_run(self._runs, caller, run_id) for run_id in run_ids]
+        found = [await find_run(self._runs, caller, run_id, param="runs") for run_id in run_ids]
         loaded = await asyncio.gather(*map(self._histories.load, found))
         costs = await asyncio.gather(*map(self._histories.cost, found))
         groups = await self._groups.last_of_prompts(caller.team, run_ids)

@@ -258,14 +258,16 @@ class RunService:
         return found
 
 
-async def find_run(runs: RunStore, caller: Caller, run_id: str) -> StoredRun:
-    """Return a run of the caller's team. Raises `NotFound`."""
+async def find_run(
+    runs: RunStore, caller: Caller, run_id: str, *, param: str = "run_id"
+) -> StoredRun:
+    """Return a run of the caller's team. Raises `NotFound`; `param`: what named the run."""
     run = await runs.find(caller.team, run_id)
     if run is None:
         raise NotFound(
             f"there is no run {run_id!r}; GET /v1/runs lists the team's",
             code="run_not_found",
-            param="run_id",
+            param=param,
         )
     return run
 
