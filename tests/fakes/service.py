@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import httpx
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.routing import Route
@@ -104,7 +105,7 @@ def running(
     share_routes(made)
     app = OneErrorShape(made)
     server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=in_flight_s))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread = threading.Thread(target=lambda: uvloop.run(server.serve(sockets=[listener])))
     thread.start()
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,6 +1,5 @@
 """What a tiny run of the trainer needs."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,15 @@ from markscheme_train.data import Example
 from markscheme_train.reward import RubricReward
 from markscheme_train.trainer import MarkschemeTrainer
 from markscheme_train.training import build_trainer
+from train import forked
 from train.routed_batch import PROMPTS, Maker, mixed
 from train.tiny import Script, ScriptedClient, tiny_model, tiny_tokenizer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Fork the server of `train.forked`, with all that the tests have imported."""
+    forked.start_server()
 
 
 @pytest.fixture

@@ -1,12 +1,17 @@
-"""Run functions in processes that have torch and the trainer imported already."""
+"""Run functions in processes that have torch and the trainer imported already.
 
+They are forked from a server that was itself forked from the test's process when all tests were
+collected: it has what they import, and no model has yet run in it.
+"""
+
+import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
-from multiprocessing import connection
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing import connection, forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +22,39 @@ from torch.distributed import TCPStore
 LIMIT_S = 240
 
 
+def start_server() -> None:
+    """Start the server from which `context` forks. Call it before a model runs."""
+    resource_tracker.ensure_running()  # by the same function
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(util, "spawnv_passfds", _fork_server)
+        forkserver.ensure_running()
+
+
+def _fork_server(_path: str, _command: Sequence[str], kept: Sequence[int]) -> int:
+    """Fork where `multiprocessing` starts a new interpreter; return the server's process id."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        listener, alive = kept
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            # The other end of the pipe at whose end the server ends. Others may be closed by what
+            # owns them, when their numbers are those of something else.
+            with contextlib.suppress(OSError):
+                if descriptor != alive and os.path.sameopenfile(descriptor, alive):
+                    os.close(descriptor)
+        warnings.resetwarnings()
+        for name in list(os.environ):
+            if name.startswith(("OPENAI_", "MARKSCHEME_")):
+                del os.environ[name]
+        forkserver.main(listener, alive, preload=())
+    finally:
+        os._exit(0)
+
+
 def context() -> ForkServerContext:
     """Return what starts processes, each forked from one that has made all imports."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["train.preloaded"])
-    with pytest.MonkeyPatch.context() as patch:
-        # Python 3.11 does not give this process `sys.path`, and passes over what it cannot import.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        ensure_running()
-    return made
+    return multiprocessing.get_context("forkserver")
 
 
 def run_together(
