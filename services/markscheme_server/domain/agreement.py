@@ -1,6 +1,7 @@
 """How far two judges agree, and how sure a share is."""
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from markscheme_server.domain.verdict import MET, NOT_MET
@@ -28,17 +29,16 @@ def agreement(pairs: list[tuple[str, str]]) -> Agreement:
 
     The interval is that of Cohen (1960), "A coefficient of agreement for nominal scales".
     """
-    cells = {(a, b): 0 for a in MET + NOT_MET for b in MET + NOT_MET}
+    cells: Counter[tuple[str, str]] = Counter()
     for one, other in pairs:
-        for pair in zip(one, other, strict=False):
-            if pair in cells:
-                cells[pair] += 1
-    count = sum(cells.values())
+        cells.update(zip(one, other, strict=False))
+    known = {(a, b): cells[a, b] for a in MET + NOT_MET for b in MET + NOT_MET}
+    count = sum(known.values())
     if not count:
         return Agreement(0, None, None, None, None)
-    share = (cells[MET, MET] + cells[NOT_MET, NOT_MET]) / count
-    first = (cells[MET, MET] + cells[MET, NOT_MET]) / count
-    second = (cells[MET, MET] + cells[NOT_MET, MET]) / count
+    share = (known[MET, MET] + known[NOT_MET, NOT_MET]) / count
+    first = (known[MET, MET] + known[MET, NOT_MET]) / count
+    second = (known[MET, MET] + known[NOT_MET, MET]) / count
     chance = first * second + (1 - first) * (1 - second)
     if chance >= 1:
         return Agreement(count, share, None, None, None)

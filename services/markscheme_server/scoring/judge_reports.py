@@ -1,8 +1,9 @@
 """Whether judges and criteria can be trusted: what the caller's team has seen of them."""
 
+import asyncio
 import math
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from markscheme import schema
@@ -42,10 +43,12 @@ class JudgeReportService:
     async def judges(self, caller: Caller) -> schema.JudgeReports:
         """Return the judges that the team met in the last 30 days, the most called first."""
         since = now() - WINDOW
-        calls = await self._reports.calls(caller.team, since)
-        second = await self._reports.second(caller.team, since)
-        repeats = await self._reports.repeats(caller.team, since)
-        widest = await self._reports.widest(caller.team, since, MAX_DISAGREEMENTS)
+        calls, second, repeats, disagreements = await asyncio.gather(
+            self._reports.calls(caller.team, since),
+            self._reports.second(caller.team, since),
+            self._reports.repeats(caller.team, since),
+            self._disagreements(caller.team, since),
+        )
         names = {judge.verifier_identity: name for name, judge in self._judges.items()}
         met = dict.fromkeys([*calls, *(first for first, _ in second), *repeats])
         data = [
@@ -59,9 +62,11 @@ class JudgeReportService:
             for judge in met
         ]
         data.sort(key=lambda report: (-report.calls, report.judge))
-        return schema.JudgeReports(
-            data=data, disagreements=await self._groups.summaries(caller.team, widest)
-        )
+        return schema.JudgeReports(data=data, disagreements=disagreements)
+
+    async def _disagreements(self, team: str, since: datetime) -> list[schema.RunGroup]:
+        widest = await self._reports.widest(team, since, MAX_DISAGREEMENTS)
+        return await self._groups.summaries(team, widest)
 
     async def health(self, caller: Caller, rubric_id: str) -> schema.RubricHealth:
         """Return how the criteria of a rubric do in the team's groups. Raises `NotFound`."""

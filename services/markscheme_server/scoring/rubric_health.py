@@ -5,14 +5,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markscheme_server.domain.findings import CriterionFigures, PairFigures, find_in_criteria
 from markscheme_server.domain.findings.series import MIN_STEPS, phi
+from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Rubric
-from markscheme_server.domain.run_columns import Counts, RunGroup, count_verdicts
-from markscheme_server.domain.run_history import RunHistory
+from markscheme_server.domain.run_columns import count_by_part, count_verdicts
 from markscheme_server.judge.base import FAULTS, EarlierCriterion
-from markscheme_server.scoring.run_histories import LoadedRun, compare
-from markscheme_server.store.engine.ids import now
-from markscheme_server.store.runs import RunCost, RunStore, StoredRun
+from markscheme_server.scoring.run_histories import PAIR_STEPS, compare
+from markscheme_server.store.runs import RubricLife, RunStore
 
 SAME, SAME_KNOWN = 0.9, 200
 """Minimum correlation, and minimum rollouts, for two criteria to count as duplicates."""
@@ -99,23 +99,41 @@ class RubricFaults:
 
 async def load_health(store: RunStore, team: str, rubric: Rubric) -> RubricHealth:
     """Return the health of a rubric in the team's groups."""
-    groups, runs = await store.groups_of_rubric(team, rubric.id)
-    # In a thread: thousands of groups take hundreds of milliseconds.
-    return await asyncio.to_thread(_health, team, rubric, groups, runs)
+    life = await store.life_of_rubric(team, rubric.id)
+    # In a thread: thousands of groups take a while.
+    return await asyncio.to_thread(_health, rubric, life)
 
 
-def _health(team: str, rubric: Rubric, groups: list[RunGroup], runs: Sequence[str]) -> RubricHealth:
-    groups.sort(key=lambda group: (group.figures.at, group.id))
-    # Treat the rubric's life as a run of one group a step, so that a run's rules apply to it.
-    history = RunHistory(group._replace(step=n) for n, group in enumerate(groups))
-    at = now()
-    stored = StoredRun(rubric.id, team, "finished", None, None, {}, at, at, at)
-    life = LoadedRun(stored, history, {rubric.id: rubric.criteria}, ())
-    found = life.findings(running=False, cost=RunCost(), budgets=())
-    size, keys = len(rubric.criteria), life.keys[rubric.id]
-    joined = history.verdicts().get(rubric.id, "")
+def _health(rubric: Rubric, life: RubricLife) -> RubricHealth:
+    groups, size = life.groups(), len(rubric.criteria)
+    joined = "".join(group.rollouts for group in groups)
     rollouts = count_verdicts(joined, size)
-    teachers = history.columns.teachers.get(rubric.id) or [Counts()] * size
+    teachers = count_verdicts("".join(group.teachers for group in groups), size)
+    # The rubric's life is looked at as a run of one group a step, so that a run's rules apply.
+    steps = range(len(groups))
+    keys = [criterion_key(criterion) for criterion in rubric.criteria]
+    columns = count_by_part([group.rollouts for group in groups], size)
+    recent = "".join(group.rollouts for group in groups[-PAIR_STEPS:])
+    found = find_in_criteria(
+        steps,
+        [
+            CriterionFigures(
+                key,
+                criterion.text,
+                criterion.points,
+                list(zip(steps, *column, strict=True)),
+                of_teachers.met,
+                of_teachers.judged,
+            )
+            for key, criterion, column, of_teachers in zip(
+                keys, rubric.criteria, columns, teachers, strict=True
+            )
+        ],
+        [
+            PairFigures(keys[one], keys[other], *cells)
+            for (one, other), cells in compare(recent, size).items()
+        ],
+    )
     same: dict[int, list[str]] = {}
     for (one, other), cells in compare(joined, size).items():
         if sum(cells) >= SAME_KNOWN and (phi(*cells) or 0.0) >= SAME:
@@ -123,7 +141,7 @@ def _health(team: str, rubric: Rubric, groups: list[RunGroup], runs: Sequence[st
             same.setdefault(other, []).append(rubric.criteria[one].id)
     return RubricHealth(
         len(groups),
-        runs,
+        life.runs,
         [
             CriterionHealth(
                 criterion,

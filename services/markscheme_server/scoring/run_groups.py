@@ -1,5 +1,6 @@
 """List a run's groups, and return one with everything that is stored about it."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
@@ -116,8 +117,9 @@ class RunGroupService:
 
     async def summaries(self, team: str, ids: Sequence[str]) -> list[schema.RunGroup]:
         """Return groups as they are listed, in the order given."""
-        groups = await self._groups.find(team, ids)
-        rollouts = await self._groups.rollouts(team, ids)
+        groups, rollouts = await asyncio.gather(
+            self._groups.find(team, ids), self._groups.rollouts(team, ids)
+        )
         return [_listed(group, rollouts.get(group.id, [])) for group in groups]
 
     async def group(self, caller: Caller, group_id: str) -> schema.GroupDetail:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
@@ -48,9 +48,11 @@ class Progress:
     unpriced_calls: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RunGroupRef:
-    """A scored group of a run, as far as it decides whether a replay takes it."""
+class RunGroupRef(NamedTuple):
+    """A scored group of a run, as far as it decides whether a replay takes it.
+
+    A tuple, because a run has thousands, and they are made while the event loop waits.
+    """
 
     id: str
     prompt_key: str

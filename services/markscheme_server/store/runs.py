@@ -4,9 +4,10 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 
 from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
@@ -94,6 +95,32 @@ class RunReading:
         """Parse the trainer's metrics by step."""
         loaded = json.loads(f"[{','.join(metrics for _, metrics in self._metrics)}]")
         return {step: of for (step, _), of in zip(self._metrics, loaded, strict=True)}
+
+
+class GroupVerdicts(NamedTuple):
+    """The verdicts of a group on its rollouts and on teacher responses, as joined strings.
+
+    `at`: when it was scored, in seconds since 1970.
+    """
+
+    at: float
+    rollouts: str
+    teachers: str
+
+
+@dataclass(frozen=True, slots=True)
+class RubricLife:
+    """What a rubric has scored. `runs`: the runs that the groups are of."""
+
+    runs: Sequence[str]
+    _figures: str
+
+    def groups(self) -> list[GroupVerdicts]:
+        """Parse the verdicts of its groups, the first scored first; thousands take long."""
+        return sorted(
+            GroupVerdicts(each["at"], each.get("verdicts", ""), each.get("teacher_verdicts", ""))
+            for each in from_json(f"[{self._figures}]")
+        )
 
 
 class RunStore:
@@ -212,6 +239,18 @@ class RunStore:
             sa.select(sa.func.min(p.step)).where(p.team == team, p.run_id == run),
         ]
         self._costs = _cost_queries(database)
+        rubric: sa.BindParameter[str] = sa.bindparam("rubric")
+        of_rubric = sa.union_all(
+            sa.select(a.figures, a.run_id).where(
+                a.team == team, a.rubric_id == rubric, a.figures.is_not(None)
+            ),
+            sa.select(p.figures, p.run_id).where(p.team == team, p.rubric_id == rubric),
+        ).subquery()
+        # One text instead of thousands of rows, each of which takes longer than its JSON.
+        self._figures_of_rubric = sa.select(sa.func.aggregate_strings(of_rubric.c.figures, ","))
+        self._runs_of_rubric = (
+            sa.select(of_rubric.c.run_id).where(of_rubric.c.run_id.is_not(None)).distinct()
+        )
 
     async def find(self, team: str, run_id: str) -> StoredRun | None:
         """Return a run of a team."""
@@ -386,22 +425,13 @@ class RunStore:
         async with self._db.writing(team_scope(team)) as connection:
             await connection.execute(self._save_block, rows)
 
-    async def groups_of_rubric(self, team: str, rubric_id: str) -> tuple[list[RunGroup], list[str]]:
-        """Return the team's groups that a rubric scored, and the runs that they are of."""
-        a, p = assignments.c, past_groups.c
-        query = sa.union_all(
-            sa.select(a.id, a.step, a.rubric_id, a.judge, sa.literal(0), a.figures, a.run_id).where(
-                a.team == team, a.rubric_id == rubric_id, a.figures.is_not(None)
-            ),
-            sa.select(p.id, p.step, p.rubric_id, p.judge, sa.literal(1), p.figures, p.run_id).where(
-                p.team == team, p.rubric_id == rubric_id
-            ),
-        )
+    async def life_of_rubric(self, team: str, rubric_id: str) -> "RubricLife":
+        """Return the verdicts of the team's groups that a rubric scored."""
+        of_rubric = {"team": team, "rubric": rubric_id}
         async with self._db.reading(team_scope(team)) as connection:
-            rows = (await connection.execute(query)).all()
-        return _run_groups([row[:6] for row in rows]), sorted(
-            {row[6] for row in rows if row[6] is not None}
-        )
+            figures = (await connection.execute(self._figures_of_rubric, of_rubric)).scalar()
+            found = await connection.execute(self._runs_of_rubric, of_rubric)
+            return RubricLife(sorted(found.scalars()), figures or "")
 
     async def save_second(self, team: str, run_id: str | None, rows: Rows) -> None:
         """Store what a second judge said: rows of `second_verdicts` without team and run."""

@@ -15,7 +15,7 @@ from markscheme_server.domain.findings.figures import (
     StepFigures,
 )
 from markscheme_server.domain.findings.finding import Finding, GroupFilter
-from markscheme_server.domain.findings.rules import find
+from markscheme_server.domain.findings.rules import find, find_in_criteria
 
 __all__ = [
     "TRAINER_METRICS",
@@ -30,4 +30,5 @@ __all__ = [
     "RunFigures",
     "StepFigures",
     "find",
+    "find_in_criteria",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from markscheme.vocabulary import GroupSort
@@ -10,6 +10,7 @@ from markscheme_server.domain.findings.figures import (
     COLLAPSE,
     COLLAPSE_FIGURES,
     CriterionFigures,
+    PairFigures,
     RunFigures,
     StepFigures,
 )
@@ -65,19 +66,34 @@ def find(run: RunFigures) -> list[Finding]:
         return []
     steps = sorted(run.steps, key=lambda step: step.step)
     report = _Report(run, steps)
-    findings = [
-        *report.reward(),
-        *report.criteria(),
-        *report.pairs(),
-        *report.judges_part(),
-        *report.length_pays(),
-        *report.above_teacher(),
-        *report.no_spread(),
-        *report.unknown(),
-        *report.cut_off(),
-        *report.money(),
-        *report.collapse(),
-    ]
+    return _sorted(
+        [
+            *report.reward(),
+            *report.criteria(),
+            *report.pairs(),
+            *report.judges_part(),
+            *report.length_pays(),
+            *report.above_teacher(),
+            *report.no_spread(),
+            *report.unknown(),
+            *report.cut_off(),
+            *report.money(),
+            *report.collapse(),
+        ]
+    )
+
+
+def find_in_criteria(
+    steps: Sequence[int], criteria: Sequence[CriterionFigures], pairs: Sequence[PairFigures]
+) -> list[Finding]:
+    """Return what is wrong with criteria alone, in the order of `find`. `steps`: in order."""
+    if not steps:
+        return []
+    report = _Report(RunFigures(criteria=criteria, pairs=pairs), list(map(StepFigures, steps)))
+    return _sorted([*report.criteria(), *report.pairs()])
+
+
+def _sorted(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(
         findings,
         key=lambda f: (_ORDER[f.level], f.since_step or 0, f.kind, f.criterion or "", f.sentence),

@@ -202,7 +202,7 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
     if last < 1:
         return 0
     wt = [w * t for t, w in enumerate(weights)]
-    wy = list(map(mul, weights, values))
+    wy: list[float] = list(map(mul, weights, values))
     # Sums up to each index: of weights, and of them times t, t², y and y t.
     columns: tuple[Iterable[float], ...] = (
         weights,
@@ -213,8 +213,8 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
     )
     sw, st, stt, sy, sty = (list(accumulate(column, initial=0.0)) for column in columns)
     w_all, y_all = sw[-1], sy[-1]
-    yy_all = sum(map(mul, wy, values))
-    level: float = yy_all - y_all * y_all / w_all
+    yy_all: float = sum(map(mul, wy, values))
+    level = yy_all - y_all * y_all / w_all
     flat = 1e-12 * w_all
 
     def error(s: int, e: int) -> float:
@@ -230,7 +230,16 @@ def _ramp_start(weights: Sequence[float], values: Sequence[float]) -> int:
         rise = (fy - f * y_all / w_all) / spread if spread > flat else 0.0
         return max(level - rise * rise * spread, 0.0) if rise > 0 else level
 
-    step_error, step_at = min((error(s, s + 1), s) for s in range(last))
+    def step_error_at(s: int) -> float:
+        """Return `error(s, s + 1)`, of which little is left: it is asked for at every index."""
+        after, y_after = w_all - sw[s + 1], y_all - sy[s + 1]
+        spread = after - after * after / w_all
+        rise = (y_after - after * y_all / w_all) / spread if spread > flat else 0.0
+        return max(level - rise * rise * spread, 0.0) if rise > 0 else level
+
+    step_errors = list(map(step_error_at, range(last)))
+    step_error = min(step_errors)
+    step_at = step_errors.index(step_error)
     hop = max(1, last // _GRID)
     knots = range(0, last + 1, hop)
     ramp_error, s, e = min(
