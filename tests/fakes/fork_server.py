@@ -114,7 +114,10 @@ def for_scripts(folder: Path) -> tuple[int, dict[str, str]]:
 
 @cache
 def _server(several: bool) -> socket.socket:
-    """Start this process's server at its first use, or take the one that it inherits."""
+    """Start this process's server at its first use, or take the one that it inherits.
+
+    `several`: for commands whose processes count together.
+    """
     if INHERITED in os.environ:
         return socket.socket(fileno=int(os.environ[INHERITED]))
     ours, theirs = socket.socketpair()

@@ -1,9 +1,17 @@
 """What a tiny run of the trainer needs."""
 
+import functools
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import accelerate.utils.imports
+import datasets.arrow_dataset
+import jinja2
 import pytest
+import torch
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from markscheme_train.config import build_config
@@ -14,6 +22,19 @@ from markscheme_train.training import build_trainer
 from train import forked
 from train.routed_batch import PROMPTS, Maker, mixed
 from train.tiny import Script, ScriptedClient, tiny_model, tiny_tokenizer
+
+# What the libraries do at each seed, batch and checkpoint takes a fifth of a tiny run's CPU. Each
+# seed notes the stack, for devices that are not there.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    device.traceback = SimpleNamespace(format_stack=list)
+# Whether DeepSpeed is installed is asked by searching the path.
+accelerate.utils.imports._is_package_available = functools.cache(
+    accelerate.utils.imports._is_package_available
+)
+# Each checkpoint has a card, of a template that is compiled anew.
+jinja2.Environment.compile = functools.lru_cache(64)(jinja2.Environment.compile)
+# A data set is named by a sum of all that it holds.
+datasets.arrow_dataset.generate_fingerprint = lambda _: generate_random_fingerprint()
 
 
 @pytest.hookimpl(trylast=True)
@@ -32,14 +53,18 @@ def model() -> LlamaForCausalLM:
     return tiny_model()
 
 
-@pytest.fixture
-def model_directory(
-    tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> Path:
-    directory = tmp_path / "model"
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saved")
+    tiny_model().save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def model_directory(tmp_path: Path, saved_model: Path) -> Path:
+    torch.manual_seed(0)  # as `tiny_model` does: every test begins with the same generators
+    return shutil.copytree(saved_model, tmp_path / "model")
 
 
 @pytest.fixture
