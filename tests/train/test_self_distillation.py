@@ -500,6 +500,120 @@ def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_tha
     assert trainer._metrics["train"]["distillation/teacher_response_share"][-1] == 0.5
 
 
+NOTHING = (False, None, False, False)
+"""Not routed, no demonstration, no failure, no control."""
+
+
+@pytest.mark.parametrize(
+    ("change", "scores", "expected"),
+    [
+        pytest.param(
+            {},
+            [(0.6, False, []), (0.2, False, []), (0.9, False, []), (None, False, [])],
+            [(False, 2, False, True), (True, 2, True, False), (False, 0, False, False), NOTHING],
+            id="as published",
+        ),
+        pytest.param(
+            {"demonstration_threshold": 0.95},
+            [(0.6, False, []), (0.2, False, []), (0.9, False, []), (None, False, [])],
+            [NOTHING, (False, None, True, False), NOTHING, NOTHING],
+            id="a threshold of demonstrations",
+        ),
+        pytest.param(
+            {"demonstration_gap": 0.35},
+            [(0.6, False, []), (0.2, False, []), (0.9, False, []), (None, False, [])],
+            [NOTHING, (True, 2, True, False), NOTHING, NOTHING],
+            id="a gap",
+        ),
+        pytest.param(
+            {},
+            [(0.6, False, []), (0.2, False, []), (0.9, True, []), (None, False, [])],
+            [(False, 2, False, True), (True, 0, True, False), (False, 0, False, False), NOTHING],
+            id="a response that was cut off is shown last",
+        ),
+        pytest.param(
+            {"truncated_fails": True},
+            [(0.6, False, []), (0.2, False, []), (0.9, True, []), (None, False, [])],
+            [NOTHING, (True, 0, True, False), (True, 0, True, False), NOTHING],
+            id="a response that was cut off fails",
+        ),
+        pytest.param(
+            {"rubric_feedback": True, "demonstration_threshold": 0.95},
+            [(0.6, False, ["w6"]), (0.2, False, ["w7"]), (0.1, False, []), (None, False, ["w8"])],
+            [NOTHING, (True, None, True, False), (False, None, True, False), NOTHING],
+            id="feedback alone",
+        ),
+        pytest.param(
+            {"rubric_feedback": False, "demonstration_threshold": 0.95},
+            [(0.6, False, ["w6"]), (0.2, False, ["w7"]), (0.1, False, []), (None, False, ["w8"])],
+            [NOTHING, (False, None, True, False), (False, None, True, False), NOTHING],
+            id="feedback that is not shown",
+        ),
+        pytest.param(
+            {"preset": "sdpo", "rubric_feedback": True, "demonstration_threshold": 0.95},
+            [(0.6, False, ["w6"]), (0.2, False, ["w7"]), (0.1, False, []), (None, False, ["w8"])],
+            [
+                (True, None, False, False),
+                (True, None, True, False),
+                (False, None, True, False),
+                NOTHING,
+            ],
+            id="feedback alone for sdpo",
+        ),
+    ],
+)
+def test_rows_are_routed_by_what_the_configuration_says(
+    change: dict[str, Any],
+    scores: list[tuple[float | None, bool, list[str]]],
+    expected: list[tuple[bool, int | None, bool, bool]],
+    settings: dict[str, Any],
+    tokenizer: Any,
+) -> None:
+    config = build_config({**settings, "preset": "srpo", **change})
+    texts = ["w1 w2", "w3", "w4 w5", "w6"]
+    rows = ScoredRows(
+        [Row("w1", text) for text in texts], [RowScore(*score) for score in scores], [[]] * 4
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert [
+        (context.routed, context.demonstration, context.failure, context.control)
+        for context in contexts
+    ] == [
+        (routed, None if shown is None else texts[shown], failure, control)
+        for routed, shown, failure, control in expected
+    ]
+    shown = [score[2] if change.get("rubric_feedback") else [] for score in scores]
+    assert [list(context.feedback) for context in contexts] == shown
+
+
+def test_a_teachers_response_that_is_long_enough_is_shown(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config(
+        settings | {"preset": "srpo", "teacher_demonstration": True, "min_demonstration_tokens": 2}
+    )
+    rows = ScoredRows(
+        [Row("w1", "w2 w3", teacher_responses=["w60 w59"])] * 4,
+        [RowScore(0.0, False)] * 4,
+        [[1.0]] * 4,
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert [context.demonstration for context in contexts] == ["w60 w59"] * 4
+
+
+def test_a_group_of_which_nothing_can_be_sent_is_taught_nothing(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo", "teacher_demonstration": True})
+    rows = ScoredRows(
+        [Row("w1", "", problem="an image", teacher_responses=["w60"])] * 4,
+        [RowScore(None, False)] * 4,
+        [[1.0]] * 4,
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert not any(context.routed or context.demonstration for context in contexts)
+
+
 def test_a_rollout_that_cannot_be_sent_hides_no_teacher_response_from_its_group(
     settings: dict[str, Any], tokenizer: Any
 ) -> None:
