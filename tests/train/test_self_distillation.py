@@ -3,6 +3,7 @@
 Covers the joint loss, its parts, and how the self-teacher changes.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
+from markscheme_train.losses import SrpoConfig
 from markscheme_train.reprompt import reprompt
 from markscheme_train.reward import Row, RowScore, RubricReward
 from markscheme_train.self_distillation import (
@@ -430,6 +432,9 @@ def test_a_demonstration_is_counted_and_cut_without_the_tokenizers_own_tokens(
         assert text == "w1 w2 w3"
         assert cut(text, 2) == "w1 w2"
     assert distillation._is_too_short("w1 w2")
+    distillation.config.min_demonstration_tokens = 1
+    assert distillation._is_too_short("")
+    distillation.config.min_demonstration_tokens = 3
     assert not distillation._is_too_short("w1 w2 w3")
 
 
@@ -459,6 +464,47 @@ def test_norms_are_summed_in_full_precision() -> None:
     # Three ones: their norm is the root of 3, which bf16 rounds to 1.734.
     torch.testing.assert_close(norms.take(torch.device("cpu")), torch.tensor([3.0, 3.0]))
     assert norms.take(torch.device("cpu")).tolist() == [0.0, 0.0]
+
+
+def test_the_loss_has_the_configurations_settings(settings: dict[str, Any], tokenizer: Any) -> None:
+    given = {
+        "epsilon": 0.11,
+        "epsilon_high": 0.12,
+        "delta": 2.3,
+        "entropy_beta": 0.4,
+        "importance_cap": 1.5,
+    }
+    for high, expected in ((0.12, 0.12), (None, 0.11)):
+        config = build_config({**settings, "preset": "srpo", **given, "epsilon_high": high})
+        made = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+        assert made.loss_config == SrpoConfig(0.11, expected, 2.3, 0.4, 1.5)
+
+
+def test_norms_and_gains_of_a_step_are_those_of_all_processes(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo"})
+    made = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    states = torch.ones(2, 1, 1, requires_grad=True)
+    made.norms.watch([states], torch.tensor([False, True]))
+    (states.flatten() @ torch.tensor([3.0, 2.0])).backward()
+    rows = {
+        "teacher_log_probs": torch.full((2, 3), -1.0),
+        "failures": torch.tensor([True, False]),
+        "controls": torch.tensor([False, False]),
+    }
+    made.gains.add(rows, torch.full((2, 3), -3.0), torch.ones(2, 3, dtype=torch.bool))
+    # Four processes, each of which has multiplied its loss by two.
+    told = made.step_metrics(torch.device("cpu"), total=lambda sums: 4 * sums, loss_scale=2)
+    assert told == pytest.approx(
+        {
+            "gradient_norm/policy": 3.0,
+            "gradient_norm/distillation": 2.0,
+            "distillation/teacher_gain": 2.0,
+            "distillation/teacher_gain_success": math.nan,
+        },
+        nan_ok=True,
+    )
 
 
 def test_weights_that_all_underflow_have_no_deviation() -> None:
