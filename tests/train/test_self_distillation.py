@@ -3,6 +3,7 @@
 Covers the joint loss, its parts, and how the self-teacher changes.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from markscheme_train.config import build_config
 from markscheme_train.data import Example
 from markscheme_train.errors import ConfigError
+from markscheme_train.losses import SrpoConfig
 from markscheme_train.reprompt import reprompt
 from markscheme_train.reward import Row, RowScore, RubricReward
 from markscheme_train.self_distillation import (
@@ -430,6 +432,9 @@ def test_a_demonstration_is_counted_and_cut_without_the_tokenizers_own_tokens(
         assert text == "w1 w2 w3"
         assert cut(text, 2) == "w1 w2"
     assert distillation._is_too_short("w1 w2")
+    distillation.config.min_demonstration_tokens = 1
+    assert distillation._is_too_short("")
+    distillation.config.min_demonstration_tokens = 3
     assert not distillation._is_too_short("w1 w2 w3")
 
 
@@ -459,6 +464,47 @@ def test_norms_are_summed_in_full_precision() -> None:
     # Three ones: their norm is the root of 3, which bf16 rounds to 1.734.
     torch.testing.assert_close(norms.take(torch.device("cpu")), torch.tensor([3.0, 3.0]))
     assert norms.take(torch.device("cpu")).tolist() == [0.0, 0.0]
+
+
+def test_the_loss_has_the_configurations_settings(settings: dict[str, Any], tokenizer: Any) -> None:
+    given = {
+        "epsilon": 0.11,
+        "epsilon_high": 0.12,
+        "delta": 2.3,
+        "entropy_beta": 0.4,
+        "importance_cap": 1.5,
+    }
+    for high, expected in ((0.12, 0.12), (None, 0.11)):
+        config = build_config({**settings, "preset": "srpo", **given, "epsilon_high": high})
+        made = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+        assert made.loss_config == SrpoConfig(0.11, expected, 2.3, 0.4, 1.5)
+
+
+def test_norms_and_gains_of_a_step_are_those_of_all_processes(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo"})
+    made = SelfDistillation(config, SimpleNamespace(), tokenizer)  # type: ignore[arg-type]
+    states = torch.ones(2, 1, 1, requires_grad=True)
+    made.norms.watch([states], torch.tensor([False, True]))
+    (states.flatten() @ torch.tensor([3.0, 2.0])).backward()
+    rows = {
+        "teacher_log_probs": torch.full((2, 3), -1.0),
+        "failures": torch.tensor([True, False]),
+        "controls": torch.tensor([False, False]),
+    }
+    made.gains.add(rows, torch.full((2, 3), -3.0), torch.ones(2, 3, dtype=torch.bool))
+    # Four processes, each of which has multiplied its loss by two.
+    told = made.step_metrics(torch.device("cpu"), total=lambda sums: 4 * sums, loss_scale=2)
+    assert told == pytest.approx(
+        {
+            "gradient_norm/policy": 3.0,
+            "gradient_norm/distillation": 2.0,
+            "distillation/teacher_gain": 2.0,
+            "distillation/teacher_gain_success": math.nan,
+        },
+        nan_ok=True,
+    )
 
 
 def test_weights_that_all_underflow_have_no_deviation() -> None:
@@ -498,6 +544,120 @@ def test_for_want_of_a_sibling_the_teachers_response_is_shown_if_allowed_and_tha
     assert batch["routed"].tolist() == [False, True, True, True] + [True] * 4
     assert sum("w60 w59 w58" in text for text in seen) == 4
     assert trainer._metrics["train"]["distillation/teacher_response_share"][-1] == 0.5
+
+
+NOTHING = (False, None, False, False)
+"""Not routed, no demonstration, no failure, no control."""
+
+
+@pytest.mark.parametrize(
+    ("change", "scores", "expected"),
+    [
+        pytest.param(
+            {},
+            [(0.6, False, []), (0.2, False, []), (0.9, False, []), (None, False, [])],
+            [(False, 2, False, True), (True, 2, True, False), (False, 0, False, False), NOTHING],
+            id="as published",
+        ),
+        pytest.param(
+            {"demonstration_threshold": 0.95},
+            [(0.6, False, []), (0.2, False, []), (0.9, False, []), (None, False, [])],
+            [NOTHING, (False, None, True, False), NOTHING, NOTHING],
+            id="a threshold of demonstrations",
+        ),
+        pytest.param(
+            {"demonstration_gap": 0.35},
+            [(0.6, False, []), (0.2, False, []), (0.9, False, []), (None, False, [])],
+            [NOTHING, (True, 2, True, False), NOTHING, NOTHING],
+            id="a gap",
+        ),
+        pytest.param(
+            {},
+            [(0.6, False, []), (0.2, False, []), (0.9, True, []), (None, False, [])],
+            [(False, 2, False, True), (True, 0, True, False), (False, 0, False, False), NOTHING],
+            id="a response that was cut off is shown last",
+        ),
+        pytest.param(
+            {"truncated_fails": True},
+            [(0.6, False, []), (0.2, False, []), (0.9, True, []), (None, False, [])],
+            [NOTHING, (True, 0, True, False), (True, 0, True, False), NOTHING],
+            id="a response that was cut off fails",
+        ),
+        pytest.param(
+            {"rubric_feedback": True, "demonstration_threshold": 0.95},
+            [(0.6, False, ["w6"]), (0.2, False, ["w7"]), (0.1, False, []), (None, False, ["w8"])],
+            [NOTHING, (True, None, True, False), (False, None, True, False), NOTHING],
+            id="feedback alone",
+        ),
+        pytest.param(
+            {"rubric_feedback": False, "demonstration_threshold": 0.95},
+            [(0.6, False, ["w6"]), (0.2, False, ["w7"]), (0.1, False, []), (None, False, ["w8"])],
+            [NOTHING, (False, None, True, False), (False, None, True, False), NOTHING],
+            id="feedback that is not shown",
+        ),
+        pytest.param(
+            {"preset": "sdpo", "rubric_feedback": True, "demonstration_threshold": 0.95},
+            [(0.6, False, ["w6"]), (0.2, False, ["w7"]), (0.1, False, []), (None, False, ["w8"])],
+            [
+                (True, None, False, False),
+                (True, None, True, False),
+                (False, None, True, False),
+                NOTHING,
+            ],
+            id="feedback alone for sdpo",
+        ),
+    ],
+)
+def test_rows_are_routed_by_what_the_configuration_says(
+    change: dict[str, Any],
+    scores: list[tuple[float | None, bool, list[str]]],
+    expected: list[tuple[bool, int | None, bool, bool]],
+    settings: dict[str, Any],
+    tokenizer: Any,
+) -> None:
+    config = build_config({**settings, "preset": "srpo", **change})
+    texts = ["w1 w2", "w3", "w4 w5", "w6"]
+    rows = ScoredRows(
+        [Row("w1", text) for text in texts], [RowScore(*score) for score in scores], [[]] * 4
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert [
+        (context.routed, context.demonstration, context.failure, context.control)
+        for context in contexts
+    ] == [
+        (routed, None if shown is None else texts[shown], failure, control)
+        for routed, shown, failure, control in expected
+    ]
+    shown = [score[2] if change.get("rubric_feedback") else [] for score in scores]
+    assert [list(context.feedback) for context in contexts] == shown
+
+
+def test_a_teachers_response_that_is_long_enough_is_shown(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config(
+        settings | {"preset": "srpo", "teacher_demonstration": True, "min_demonstration_tokens": 2}
+    )
+    rows = ScoredRows(
+        [Row("w1", "w2 w3", teacher_responses=["w60 w59"])] * 4,
+        [RowScore(0.0, False)] * 4,
+        [[1.0]] * 4,
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert [context.demonstration for context in contexts] == ["w60 w59"] * 4
+
+
+def test_a_group_of_which_nothing_can_be_sent_is_taught_nothing(
+    settings: dict[str, Any], tokenizer: Any
+) -> None:
+    config = build_config({**settings, "preset": "srpo", "teacher_demonstration": True})
+    rows = ScoredRows(
+        [Row("w1", "", problem="an image", teacher_responses=["w60"])] * 4,
+        [RowScore(None, False)] * 4,
+        [[1.0]] * 4,
+    )
+    contexts = SelfDistillation(config, SimpleNamespace(), tokenizer).routes(rows)  # type: ignore[arg-type]
+    assert not any(context.routed or context.demonstration for context in contexts)
 
 
 def test_a_rollout_that_cannot_be_sent_hides_no_teacher_response_from_its_group(
