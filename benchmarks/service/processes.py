@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,16 @@ class Process:
 
     url: str
     pid: int
+
+    def queued_s(self) -> float:
+        """Return seconds so far in which a thread could run and no core was free (Linux)."""
+        total = 0
+        for process in (root := psutil.Process(self.pid), *root.children(recursive=True)):
+            # Threads and processes that ended are left out.
+            for stat in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+                with suppress(OSError):
+                    total += int(stat.read_text().split()[1])
+        return total / 1e9
 
     def cpu_s(self) -> float:
         """Return CPU seconds so far, children included, also ended ones."""
@@ -133,6 +143,17 @@ def stub_judge(workdir: Path) -> Iterator[Stub]:
         [sys.executable, "-m", "service.stub_judge"], environment, workdir / "stub.log"
     ) as process:
         yield Stub(process.url, process.pid)
+
+
+@contextmanager
+def bare_endpoint(workdir: Path, judge_url: str) -> Iterator[Process]:
+    """Run `service.bare_endpoint`."""
+    environment = clean_environment(
+        {"PYTHONPATH": os.pathsep.join((str(BENCHMARKS), os.environ.get("PYTHONPATH", "")))}
+    )
+    command = [sys.executable, "-m", "service.bare_endpoint", judge_url]
+    with listening(command, environment, workdir / "bare.log") as process:
+        yield process
 
 
 @contextmanager

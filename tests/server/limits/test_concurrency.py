@@ -7,7 +7,7 @@ from tenacity import AsyncRetrying, stop_after_delay, wait_fixed
 
 from fakes.processes import PATIENCE_S
 from fakes.stores import RedisServer
-from markscheme_server.limits.concurrency import ConcurrencyLimiter
+from markscheme_server.limits.concurrency import RENEW_S, SPARE_SLOTS, ConcurrencyLimiter
 from markscheme_server.limits.redis import Redis
 
 
@@ -135,3 +135,50 @@ async def test_each_worker_has_an_even_share_when_redis_dies(redis: RedisServer)
     await asyncio.gather(*tasks)
     await limiter.aclose()
     await shared.aclose()
+
+
+async def test_slots_that_are_too_many_are_given_back(redis: RedisServer) -> None:
+    async with AsyncExitStack() as stack:
+        shared = Redis(redis.url)
+        stack.push_async_callback(shared.aclose)
+        limiter = ConcurrencyLimiter("surplus", 64, owner="a", redis=shared)
+        seen, stays, ends = list[int](), asyncio.Event(), asyncio.Event()
+        calls = [
+            asyncio.ensure_future(hold_for(limiter, 0, seen, stays if n == 0 else ends))
+            for n in range(32)
+        ]
+
+        async def held() -> int:
+            row = await shared.run(lambda client: client.hget("markscheme:slots:surplus", "a"))
+            return int(row.partition(b":")[0]) if row else 0
+
+        async for attempt in AsyncRetrying(
+            stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.01)
+        ):
+            with attempt:
+                assert len(seen) == 32
+        assert await held() >= 32
+        ends.set()
+        async for attempt in AsyncRetrying(
+            stop=stop_after_delay(PATIENCE_S), wait=wait_fixed(0.01)
+        ):
+            with attempt:
+                assert 1 <= await held() <= 1 + SPARE_SLOTS
+        stays.set()
+        await asyncio.gather(*calls)
+        await limiter.aclose()
+
+
+async def test_while_nothing_changes_a_process_only_reports(redis: RedisServer) -> None:
+    """It woke fifty times a second while a call was under way."""
+    async with AsyncExitStack() as stack:
+        shared = Redis(redis.url)
+        stack.push_async_callback(shared.aclose)
+        limiter = ConcurrencyLimiter("quiet", 8, owner="a", redis=shared)
+        async with limiter.slot(0):
+            before = await shared.run(lambda client: client.info("commandstats"))
+            await asyncio.sleep(5 * RENEW_S)
+            after = await shared.run(lambda client: client.info("commandstats"))
+            asked = after["cmdstat_eval"]["calls"] - before["cmdstat_eval"]["calls"]
+            assert 1 <= asked <= 6
+        await limiter.aclose()

@@ -3,7 +3,7 @@
 SQLAlchemy still compiles the statement, pools the connections and names the errors. What is left
 out computes a cache key of the statement for each execution, and starts five greenlets for a
 transaction. A statement of its own is also sent without BEGIN and COMMIT: one round trip instead
-of three. A scoring request makes seven of them (`python -m runs.statements` measures one).
+of three. A scoring request makes six or seven of them (`python -m runs.statements` measures one).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
