@@ -145,7 +145,10 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
     (lambda c: c.run("x" * 70_000), "an argument that is part of the address is too long"),
     (lambda c: c.score([GOOD], deadline_s=10**400), "deadline_s: must be a finite number"),
     (lambda c: c.score([GOOD], deadline_s=1e308), "deadline_s: must be a finite number"),
-    (lambda c: c.export_rubric("rub_1", "ropd", allow_loss="no"), "allow_loss: must be true or false"),
+    (
+        lambda c: c.export_rubric("rub_1", "ropd", allow_loss="no"),
+        "allow_loss: must be true or false",
+    ),
     (lambda c: c.add_run_records("r", [1]), "records: must have the metrics of each step by name"),
     (lambda c: c.add_run_records("r", {0: 1.0}), "records: must have the metrics of each step"),
     (lambda c: c.add_run_records("r", {0: {"loss": "high"}}), "records[0].metrics.loss: Input"),
