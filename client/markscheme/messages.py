@@ -439,8 +439,8 @@ def _part(part: object, location: str) -> str:
     ]
     if kind is None and (other or text is None):
         raise MessageError(
-            f"{location}: a part without a type ({', '.join(other)[:200] or 'empty'}); only text "
-            "can be used"
+            f"{location}: a part without a type ({', '.join(other)[:200] or 'empty'}); "
+            "only text can be used"
         )
     if kind is not None and kind not in _TEXT_PARTS:
         raise MessageError(f"{location}: a part of type {kind!r:.60}; only text can be used")
@@ -452,14 +452,13 @@ def _part(part: object, location: str) -> str:
     return text
 
 
-def _empty(value: object) -> bool:
-    """Return whether a column holds nothing: tables pad rows with empty values."""
+def _empty(value: object, depth: int = 1) -> bool:
+    """Return whether a column holds nothing: tables pad rows with empty values, not deep ones."""
     if value is None or isinstance(value, str):
         return not value
-    if isinstance(value, Mapping):
-        return all(_empty(each) for each in value.values())
-    if isinstance(value, list | tuple):
-        return all(_empty(each) for each in value)
+    if isinstance(value, Mapping | list | tuple):
+        within = value.values() if isinstance(value, Mapping) else value
+        return depth <= MAX_DEPTH and all(_empty(each, depth + 1) for each in within)
     return value is False
 
 

@@ -31,6 +31,8 @@ def completion_text(completion: str | list[dict[str, Any]]) -> str:
     """
     if isinstance(completion, str):
         return completion
+    if not isinstance(completion, list):
+        raise DataError("completion: must be a text or a list of messages")
     try:
         return "".join(
             text_of(message.get("content"), f"completion[{number}].content")
@@ -39,6 +41,8 @@ def completion_text(completion: str | list[dict[str, Any]]) -> str:
         )
     except MessageError as error:
         raise DataError(str(error)) from error
+    except RecursionError as error:
+        raise DataError("completion: nested too deeply") from error
 
 
 def wire_prompt(prompt: str | list[dict[str, Any]]) -> str | list[Message]:
@@ -46,7 +50,11 @@ def wire_prompt(prompt: str | list[dict[str, Any]]) -> str | list[Message]:
 
     Raises `DataError` for content that is not text and for messages that cannot be read.
     """
+    if not isinstance(prompt, str | list):
+        raise DataError("prompt: must be a text or a list of messages")
     try:
         return conversation.wire_prompt(plain_prompt(prompt))
     except ValueError as error:
         raise DataError(str(error)) from error
+    except RecursionError as error:
+        raise DataError("prompt: nested too deeply") from error

@@ -162,6 +162,16 @@ def test_a_role_that_nobody_has_is_left_to_the_validation(role: object) -> None:
         Message.model_validate({"role": role, "content": "x"})
 
 
+def test_a_deep_part_is_a_part_that_is_no_text() -> None:
+    part: Any = {}
+    for _ in range(5000):
+        part = {"a": part}
+    for field in ("image", "audio"):
+        message = normal_message({"role": "user", "content": [{"type": field, field: part}]})
+        assert unsupported_parts(message) == [field]
+        assert unsupported_parts(normal_message({"role": "user", field: part})) == [field]
+
+
 def test_what_is_wrong_is_said_shortly() -> None:
     long = "x" * 70_000
     for message in (

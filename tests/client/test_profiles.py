@@ -630,7 +630,8 @@ def test_up_to_256_criteria() -> None:
         load({"question": "Why?", "rubric": criteria}, "rar")
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.text('ab[{"c', max_size=4)
+NUMBERS = st.integers(-5, 5) | st.sampled_from([0.1, 5e-324, 1e308])
+LEAVES = st.none() | st.booleans() | NUMBERS | st.text('ab[{"c', max_size=4)
 OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "index", "item", "$import"]), LEAVES)
 JSON = LEAVES | OBJECTS | st.lists(LEAVES, max_size=3) | st.lists(OBJECTS, max_size=3)
 

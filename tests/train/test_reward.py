@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
+import numpy
 import pytest
 
 from markscheme import AsyncClient, Client
@@ -336,6 +337,36 @@ def test_a_completion_that_cannot_be_sent_leaves_itself_unscored() -> None:
         None,
         1.0,
     ]
+
+
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompts": [nested(3000)] * 2 + ["q"] * 2},
+        {"completions": [[{"role": "assistant", "content": "a", "name": nested(3000)}], *"abc"]},
+        {"completions": [None, "a", "b", "c"]},
+        {"completions": [5, "a", "b", "c"]},
+        {"teacher_responses": [numpy.array(["t", "u"])] * 2 + [None] * 2},
+        {"teacher_responses": [float("nan")] * 2 + [None] * 2},
+        {"rubric_id": [numpy.array(["t", "u"])] * 2 + [None] * 2},
+        {"rubric_id": [5, 5, None, None]},
+    ],
+)
+def test_a_row_that_cannot_be_read_takes_no_neighbour_along(columns: dict[str, Any]) -> None:
+    reward = reward_of(ScriptedClient(lambda place, rollout: 0.5))
+    given = {"prompts": ["p", "p", "q", "q"]} | columns
+    rewards = call(reward, **given)
+    assert rewards[0] is None
+    assert rewards[2:] == [0.5, 0.5]
+    assert reward.last is not None
+    assert set(reward.last.reasons) == {"not_supported"}
 
 
 def test_a_batch_of_which_nothing_can_be_sent_asks_nothing() -> None:

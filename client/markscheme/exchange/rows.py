@@ -37,6 +37,8 @@ from markscheme.exchange.paths import (
 from markscheme.exchange.profiles import Item, ItemList, Profile, Reference
 from markscheme.exchange.promptfoo import render, rubric_text
 from markscheme.exchange.values import (
+    LARGEST_WEIGHT,
+    SMALLEST_WEIGHT,
     WEIGHT_TOLERANCE,
     as_factor,
     numbered_columns,
@@ -462,7 +464,11 @@ def _write_items(
 ) -> list[Any]:
     factor = how.get("factor", 1)
     # Anybody may write metadata: what is no factor counts as 1.
-    usable = isinstance(factor, int | float) and not isinstance(factor, bool) and factor > 0
+    usable = (
+        isinstance(factor, int | float)
+        and not isinstance(factor, bool)
+        and SMALLEST_WEIGHT <= factor <= LARGEST_WEIGHT
+    )
     scale = as_factor(factor) if usable else Fraction(1)
     items = [_write_item(profile, *part, scale or Fraction(1)) for part in parts]
     for each in how.get("left_out", ()):

@@ -15,7 +15,7 @@ from markscheme.schema.base import MAX_POINTS, Message, Prompt
 
 _PROMPT: TypeAdapter[str | list[Message]] = TypeAdapter(Prompt)
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,3})?")
-_LARGEST_WEIGHT, _SMALLEST_WEIGHT, _NUMBER_CHARACTERS = 1e12, 1e-12, 40
+LARGEST_WEIGHT, SMALLEST_WEIGHT, _NUMBER_CHARACTERS = 1e12, 1e-12, 40
 WEIGHT_TOLERANCE = Fraction(1, 200)
 """By how much of itself a weight may change when it is rounded to whole points: 0.5 %."""
 _FLOAT32 = 1e-7
@@ -152,7 +152,7 @@ def to_number(value: Any, location: str) -> Fraction:
         if isinstance(value, str):
             raise Malformed(f"{location}: must be a number, not {excerpt(value)}")
         raise require(value, location, "a number")
-    if value and not _SMALLEST_WEIGHT <= abs(value) <= _LARGEST_WEIGHT:
+    if value and not SMALLEST_WEIGHT <= abs(value) <= LARGEST_WEIGHT:
         raise Malformed(f"{location}: {value:g} is no usable number of points")
     if isinstance(value, int):
         return Fraction(value)

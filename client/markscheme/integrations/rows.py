@@ -1,6 +1,6 @@
 """Rows of a trainer's batch: read, put into groups, and written as the service takes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,9 @@ def read_row(
 ) -> Row:
     """Return a row of TRL's with its messages in their normal form, or with its problem."""
     # The rows of a group must stay equal: an image that was loaded twice is not.
-    plain: Conversation = repr(prompt)
+    plain: Conversation = ""
     try:
+        plain = repr(prompt)
         plain = normal_conversation(prompt, "prompt")
         row = Row(
             plain,
@@ -68,14 +69,16 @@ def read_row(
         group_of("g", [("r", row)], row.rubric_id)
     except ValidationError as error:
         return Row(plain, "", truncated, problem=first_error(error))
-    except MessageError as error:
+    except ValueError as error:
         return Row(plain, "", truncated, problem=str(error))
+    except RecursionError:
+        return Row(plain, "", truncated, problem="nested too deeply")
     return row
 
 
 def _responses(given: Any) -> list[Conversation] | None:
     """Return a row's teacher responses: a list of them, or one alone, each a text or messages."""
-    if not given:
+    if given is None or (isinstance(given, Sized) and not len(given)):
         return None
     if not isinstance(given, Sequence):
         raise MessageError("teacher_responses: must be a list of texts or of lists of messages")

@@ -59,6 +59,14 @@ SCORES: dict[str, str] = {
         '{"groups":[{"id":"g","prompt":[{"role":"god","content":"x"}],'
         '"rollouts":[{"id":"r","text":"x"}]}]}'
     ),
+    "a deep part beside half a character": (SCORE % ('"\\ud800"', "")).replace(
+        '"Use no commas."',
+        '[{"role":"user","content":[{"type":"x","a":' + '{"a":' * 800 + "1" + "}" * 800 + "}]}]",
+    ),
+    "deep calls in a text": (SCORE % ('"x"', "")).replace(
+        '"text":"x"',
+        '"messages":[{"role":"assistant","tool_calls":"' + "[" * 800 + "]" * 800 + '"}]',
+    ),
     "twin groups": json.dumps(
         {"groups": [{"id": "g", "prompt": "p", "rollouts": [{"id": "r", "text": "x"}]}] * 2}
     ),
