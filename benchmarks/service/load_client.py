@@ -63,7 +63,8 @@ def raw_client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=url,
         timeout=120.0,
-        limits=httpx.Limits(max_connections=None),
+        # Shorter than the 5 s after which the service closes an idle connection.
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=2.0),
         headers={"Authorization": f"Bearer {API_KEY}", "Content-Type": "application/json"},
     )
 

@@ -83,7 +83,7 @@ def overhead(bench: Bench) -> list[Row]:
     question = bench.stub.stats()["sample"].encode()
     with bare_endpoint(bench.workdir, bench.stub.base_url) as bare:
         questions = [question] * (arrivals + int(RATE_PER_S))
-        floor, _ = asyncio.run(_arrive(bare.url, questions, RATE_PER_S))
+        floor, _ = asyncio.run(arrive(bare.url, questions, RATE_PER_S))
     fast = _overhead(bench, arrivals, FAST_PER_S)
     p50, p99 = percentile(usual.added_s, 0.5), percentile(usual.added_s, 0.99)
     load = f"{arrivals} requests of 1x1x6, {OVERHEAD_LATENCY_S * 1000:.0f} ms"
@@ -168,7 +168,7 @@ async def _measured(bench: Bench, service: Process, arrivals: int, rate_per_s: f
         bench.stub.configure(Settings(latency_s=OVERHEAD_LATENCY_S))
         queued_s, started = service.queued_s(), time.perf_counter()
         with meter.over(6 * len(batches)):
-            added, answers = await _arrive(service.url, bodies, rate_per_s)
+            added, answers = await arrive(service.url, bodies, rate_per_s)
         wall_s, queued_s = time.perf_counter() - started, service.queued_s() - queued_s
     meter.close()
     accuracy = Accuracy()
@@ -187,7 +187,7 @@ async def _measured(bench: Bench, service: Process, arrivals: int, rate_per_s: f
     )
 
 
-async def _arrive(
+async def arrive(
     url: str, bodies: Sequence[bytes], rate_per_s: float
 ) -> tuple[list[float], list[bytes]]:
     """Post bodies at random times.

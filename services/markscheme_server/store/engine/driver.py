@@ -160,8 +160,9 @@ def run(
             raise
         return rows
     except (dbapi.Error, *_ERRORS) as error:
-        lost = connection is not None and connection.driver_connection.is_closed()
-        if lost:
+        raw = None if connection is None else connection.driver_connection
+        lost = engine.dialect.is_disconnect(error, None, None) if raw is None else raw.is_closed()
+        if raw is not None and (lost or raw.is_in_transaction()):
             connection.invalidate(error)
         raise sa.exc.DBAPIError.instance(
             sql,
