@@ -73,7 +73,7 @@ PLANTED = (
     ),
     Fault(
         "the self-teacher follows at every optimiser step",
-        "trainer",
+        "self_teacher_lifecycle",
         "trainer._step % (args.steps_per_generation * args.num_iterations) == 0",
         "trainer._step % args.gradient_accumulation_steps == 0",
         "test_self_distillation.py",
