@@ -60,8 +60,6 @@ Measured at Python's default of 5 ms: a probe that takes 2 ms took 97 ms beside 
 STOP_WITHOUT_DELAY = signal.SIGUSR1
 """Sent by the supervisor to its workers: stop without the delay. They do not get SIGINT itself."""
 
-SPAWN = multiprocessing.get_context("spawn")
-
 log = structlog.get_logger()
 
 
@@ -245,7 +243,8 @@ class Supervisor:
             metrics_folder,
         )
         self.workers: list[Worker] = []
-        self._last_request_at = SPAWN.RawValue(ctypes.c_double, -math.inf)
+        self._processes = multiprocessing.get_context("spawn")
+        self._last_request_at = self._processes.RawValue(ctypes.c_double, -math.inf)
         self._kill_at: float | None = None
         self._signal = 0
         self._next_start_at = 0.0
@@ -285,7 +284,7 @@ class Supervisor:
     def _start_workers(self) -> None:
         while len(self.workers) < self.settings.workers:
             receiving, sending = multiprocessing.Pipe(duplex=False)
-            process = SPAWN.Process(
+            process = self._processes.Process(
                 target=_run_worker,
                 args=(self.settings, self.level, self.listener, sending, self._last_request_at),
             )

@@ -8,49 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from markscheme_server.domain.group_figures import (
-    GroupFigures,
-    joined_verdicts,
-    length_reward,
-    load_figures,
-)
+from fakes.run_groups import CRITERIA, make_group, make_run
+from markscheme_server.domain.group_figures import GroupFigures, load_figures
 from markscheme_server.domain.run_blocks import BLOCK_STEPS, BlockMark, block_of
-from markscheme_server.domain.run_columns import Counts, RunGroup, count_verdicts
+from markscheme_server.domain.run_columns import RunGroup
 from markscheme_server.domain.run_history import RunHistory
-
-CRITERIA = 3
-
-
-def group(rng: random.Random, step: int, number: int, *, pruned: bool = False) -> RunGroup:
-    rewards = [rng.choice([None, 0.0, 0.25, 0.5, 1.0]) for _ in range(rng.randint(1, 5))]
-    words = [rng.choice([None, 3, 10, 40]) for _ in rewards]
-    known = [reward for reward in rewards if reward is not None]
-    figures = GroupFigures(
-        at=1000.0 + 10 * step + number,
-        rewards=rewards,
-        words=words,
-        truncated=rng.randint(0, len(rewards)),
-        reasons=["timeout"] * (len(rewards) - len(known)),
-        spread=max(known) - min(known) if len(known) > 1 else None,
-        verdicts=joined_verdicts(
-            ["".join(rng.choices("10-?", k=CRITERIA)) for _ in rewards], CRITERIA
-        ),
-        teacher_rewards=[rng.choice([None, 0.75, 1.0])],
-        teacher_verdicts="".join(rng.choices("10", k=CRITERIA)),
-        teacher_keys=["t"],
-        length_reward=length_reward(words, rewards),
-    )
-    return RunGroup(f"g{step}-{number}", step, f"rubric {number % 2}", "judge", pruned, figures)
-
-
-def run(seed: int, steps: int = 30) -> list[RunGroup]:
-    rng = random.Random(seed)
-    return [
-        group(rng, step, number, pruned=step < 3)
-        for step in range(steps)
-        if step % 7  # some steps were not scored
-        for number in range(rng.randint(1, 3))
-    ]
 
 
 def shown(history: RunHistory) -> Any:
@@ -70,7 +32,7 @@ def shown(history: RunHistory) -> Any:
 
 
 def test_figures_are_read_as_they_were_written() -> None:
-    every = [each.figures for each in run(1)]
+    every = [each.figures for each in make_run(1)]
     back = load_figures(each.dump() for each in every)
     assert [each.dump() for each in back] == [each.dump() for each in every]
     assert [list(each.rewards) for each in back] == [list(each.rewards) for each in every]
@@ -78,7 +40,7 @@ def test_figures_are_read_as_they_were_written() -> None:
 
 @pytest.mark.parametrize("bins", [1, 4, 7, 1000])
 def test_spans_hold_what_their_rollouts_say(bins: int) -> None:
-    groups = run(2)
+    groups = make_run(2)
     history = RunHistory(groups)
     spans = history.spans(bins)
     assert len(spans) <= bins
@@ -104,7 +66,7 @@ def test_spans_hold_what_their_rollouts_say(bins: int) -> None:
 
 
 def test_length_and_reward_are_correlated_within_groups() -> None:
-    groups = run(3)
+    groups = make_run(3)
     x, y = [], []
     for each in groups:
         pairs = [
@@ -138,23 +100,14 @@ def test_a_run_without_groups_has_no_figures() -> None:
     assert (history.spans(10), history.curve(10), history.now.reward) == ([], [], None)
 
 
-def test_verdicts_are_counted_by_criterion() -> None:
-    assert count_verdicts("10-" + "1?0" + "??1", 3) == [
-        Counts(2, 2, 1),
-        Counts(0, 1, 2),
-        Counts(1, 2, 0),
-    ]
-    assert count_verdicts("", 2) == [Counts(), Counts()]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
-    rng, groups = random.Random(seed), run(seed, steps=3 * BLOCK_STEPS)
+    rng, groups = random.Random(seed), make_run(seed, steps=3 * BLOCK_STEPS)
     second = {g.step: (1, 0.5, rng.choice([0.25, 1.0])) for g in groups if rng.random() < 0.3}
     metrics = {g.step: {"loss": rng.random(), "kl": None} for g in groups}
     before = RunHistory(groups[:-8], {}, dict(list(metrics.items())[:5]))
     # A step is sent again, others are new.
-    again = group(rng, groups[5].step, 9)
+    again = make_group(rng, groups[5].step, 9)
     later = [*groups, again]
     changed = {block_of(each.step) for each in (*groups[-8:], again)}
     renewed = RunHistory(
@@ -166,13 +119,20 @@ def test_a_renewed_history_is_the_one_that_is_read_anew(seed: int) -> None:
     )
 
 
+def test_the_newest_groups_come_first_when_asked_for() -> None:
+    history = RunHistory(make_run(3, steps=2 * BLOCK_STEPS))
+    newest = list(history.groups(newest_first=True))
+    assert newest == sorted(newest, key=lambda g: (g.step, g.at, g.id), reverse=True)
+    assert sorted(newest) == sorted(history.groups())
+
+
 def marks(groups: list[RunGroup]) -> dict[int, BlockMark]:
     return {block_of(each.step): BlockMark(1, 0, each.step) for each in groups}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_history_of_stored_blocks_is_that_of_their_groups(seed: int) -> None:
-    rng, groups = random.Random(seed), run(seed, steps=3 * BLOCK_STEPS)
+    rng, groups = random.Random(seed), make_run(seed, steps=3 * BLOCK_STEPS)
     second = {g.step: (1, 0.5, rng.random()) for g in groups[::3]}
     metrics = {g.step: {"loss": rng.random(), "kl": None} for g in groups}
     every = RunHistory(groups, second, metrics)
@@ -185,13 +145,3 @@ def test_a_history_of_stored_blocks_is_that_of_their_groups(seed: int) -> None:
     earlier = RunHistory(groups[:-9], {}, {})
     mixed = RunHistory(rest, second, metrics, earlier, [blocks[0], blocks[2]])
     assert shown(mixed) == shown(every)
-
-
-def test_a_block_holds_rewards_to_the_last_bit() -> None:
-    rewards = [0.1 + 0.2, 1 / 3, None, 5e-324]
-    figures = GroupFigures(1e9 + 1 / 3, rewards, [1, 2, 3, 4], 0, ["timeout"])
-    before = RunHistory([RunGroup("g", 7, "r", None, False, figures)])
-    (block,) = before.blocks({0: BlockMark(1, 0, 1.0)})
-    after = RunHistory([], blocks=[block])
-    assert list(after.total.rewards) == [0.1 + 0.2, 1 / 3, 5e-324]
-    assert list(after.groups()) == list(before.groups())

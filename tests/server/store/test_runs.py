@@ -183,6 +183,62 @@ async def test_a_run_is_read_though_its_blocks_cannot_be_stored(
     assert (await Reader(store).runs.run(RED, "run")).groups == 2
 
 
+async def test_pages_of_groups_follow_each_other(store: Store) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in range(0, 3 * BLOCK_STEPS, 10):
+        rewards = [("red", "11", 1.0), ("blue", "10", step / 100)]
+        await score(store, rubric, step, rewards)
+    for sort in ("newest", "spread", "length"):
+        wanted = schema.GroupFilter(sort=sort)
+        every = (await reader.groups.groups(RED, "run", wanted)).data
+        assert len(every) == 8
+        if sort == "spread":
+            assert [each.step for each in every] == list(range(0, 80, 10))
+        else:
+            assert [each.step for each in every] == list(range(70, -10, -10))
+        paged: list[schema.RunGroup] = []
+        more = True
+        while more:
+            after = paged[-1].id if paged else None
+            page = await reader.groups.groups(RED, "run", wanted, limit=3, after=after)
+            paged, more = paged + page.data, page.has_more
+        assert paged == every
+
+
+async def test_a_group_counts_from_its_runs_first_step_though_that_was_pruned(store: Store) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    assert await store.runs.first_step("red", "run") is None
+    await score(store, rubric, 3, [("red", "11", 1.0)])
+    await prune(store)
+    group = await score(store, rubric, 7, [("red", "11", 1.0)])
+    assert (await reader.groups.group(RED, group)).first_step == 3
+    assert await store.runs.first_step("blue", "run") is None
+
+
+async def test_a_rubrics_health_is_that_of_all_its_groups_pruned_ones_included(
+    store: Store,
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in range(25):
+        said = [("red", "10", 0.5), ("blue", "10", 0.5), ("?", "??", None), ("green", "1-", 1.0)]
+        await score(store, rubric, step, said[: 3 + step % 2])
+    found = await reader.reports.health(RED, rubric.id)
+    assert (found.groups, found.runs) == (25, ["run"])
+    first, second = found.criteria
+    assert first.rollouts == schema.CriterionShare(met=62, judged=62, unknown=25)
+    assert second.rollouts == schema.CriterionShare(met=0, judged=50, unknown=25)
+    assert first.teacher == schema.CriterionShare(met=25, judged=25, unknown=0)
+    await prune(store)
+    assert await reader.reports.health(RED, rubric.id) == found
+
+
+async def test_another_teams_groups_are_in_no_health(store: Store) -> None:
+    rubric = await make_rubric(store)
+    await score(store, rubric, 0, [("red", "11", 1.0)])
+    life = await store.runs.life_of_rubric("blue", rubric.id)
+    assert (list(life.runs), life.groups()) == ([], [])
+
+
 async def test_a_second_judge_is_shown_beside_the_first(store: Store) -> None:
     rubric, reader = await make_rubric(store), Reader(store)
     group = await score(store, rubric, 0, [("red", "11", 1.0), ("blue", "10", 0.5)])
