@@ -416,7 +416,10 @@ def test_a_demonstration_is_shown_without_the_thought_that_is_not_judged(
     text = "w5 </think> w6" if thinking == "strip" else "<think> w4 </think> w5 w6"
     expected = shown if thinking != "keep" else text
     for demonstration in (text, [{"role": "assistant", "content": text}]):
-        assert distillation._readable(demonstration)[0] == expected
+        whole, cut = distillation._readable(demonstration)
+        assert whole == expected
+        # Where all of it fits nothing else comes or goes; words that are not known become one.
+        assert cut(expected, 9) == tokenizer.decode(distillation._ids(expected))
 
 
 def test_a_demonstration_is_counted_and_cut_without_the_tokenizers_own_tokens(
