@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Json
+from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
 from markscheme.data import Columns, RowReader, SourceError, open_source
@@ -119,6 +120,29 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
         rows.append(row)
     # As JSON: Arrow's structs would pad the arguments of a tool call with those of all others.
     return Dataset.from_list(rows, features=Features({name: Json() for name in rows[0]}))
+
+
+def check_template(dataset: Dataset, tokenizer: Any, template: Mapping[str, Any]) -> None:
+    """Raise `DataError` for a prompt that the tokenizer's chat template refuses.
+
+    Templates refuse roles, such as a system message, and their order. Of the prompts with the same
+    roles the first is tried.
+    """
+    tried: set[tuple[str, ...]] = set()
+    for number, prompt in enumerate(dataset["prompt"], start=1):
+        roles = () if isinstance(prompt, str) else tuple(message["role"] for message in prompt)
+        if not roles or roles in tried:
+            continue
+        tried.add(roles)
+        try:
+            tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, tokenize=False, **template
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise DataError(
+                f"prompt {number} ({', '.join(roles)}): the tokenizer's chat template refuses it "
+                f"({str(error).partition(chr(10))[0] or type(error).__name__})"
+            ) from error
 
 
 def within_length(

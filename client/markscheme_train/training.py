@@ -29,7 +29,13 @@ from markscheme_train.callbacks import SaveAtBatchEnd, StopOnInterrupt, StopOnNo
 from markscheme_train.checkpoints import RngState, best_checkpoint, last_checkpoint, step_of
 from markscheme_train.config import TrainConfig
 from markscheme_train.config_checks import check_installed, small_step_warning
-from markscheme_train.data import Example, as_dataset, read_examples, within_length
+from markscheme_train.data import (
+    Example,
+    as_dataset,
+    check_template,
+    read_examples,
+    within_length,
+)
 from markscheme_train.errors import (
     SETTING_ERRORS,
     Collapsed,
@@ -312,13 +318,14 @@ def prompts_of(
 ) -> Dataset:
     """Return the examples as TRL's rows, without those whose prompt is too long.
 
-    Raises `DataError`, also if all are too long.
+    Raises `DataError`, also if all are too long or the chat template refuses one.
     """
     dataset = as_dataset(examples, chat=tokenizer.chat_template is not None)
-    limit = config.max_prompt_length
+    limit, template = config.max_prompt_length, config.chat_template_kwargs or {}
+    check_template(dataset, tokenizer, template)
     if limit is None:
         return dataset
-    short = within_length(dataset, tokenizer, limit, config.chat_template_kwargs or {})
+    short = within_length(dataset, tokenizer, limit, template)
     if not len(short):
         raise DataError(
             f"all {len(dataset)} prompts of {source} are longer than max_prompt_length ({limit} "

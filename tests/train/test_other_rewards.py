@@ -9,7 +9,8 @@ import pytest
 
 from markscheme.data import Columns
 from markscheme_train.config import build_config
-from markscheme_train.data import as_dataset, read_examples, within_length
+from markscheme_train.data import as_dataset, check_template, read_examples, within_length
+from markscheme_train.errors import DataError
 from markscheme_train.training import train
 from train.tiny import ScriptedClient, tiny_tokenizer
 
@@ -90,6 +91,21 @@ def test_other_columns_may_hold_half_a_character(tmp_path: Path) -> None:
     file.write_text('{"prompt": "w1", "note": ["a\\ud800"], "\\ud800": 1}\n')
     [row] = as_dataset(read_examples(file, other_columns=True), chat=False)
     assert (row["note"], row["\ufffd"]) == (["a\ufffd"], 1)
+
+
+def test_a_prompt_that_the_chat_template_refuses_is_named_at_the_start(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    file = tmp_path / "data.jsonl"
+    system = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
+    file.write_text('{"prompt": "w1"}\n{"prompt": "w2"}\n' + json.dumps({"prompt": system}))
+    rows = as_dataset(read_examples(file), chat=True)
+    with pytest.raises(DataError, match=r"^prompt 3 \(system, user\): .* \(no system role\)$"):
+        check_template(rows, tokenizer, {})
+    check_template(rows.select([0, 1]), tokenizer, {})
 
 
 def test_a_prompts_length_counts_its_chat_template(tmp_path: Path) -> None:
