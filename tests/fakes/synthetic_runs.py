@@ -11,7 +11,6 @@ from math import log
 from markscheme_server.domain.findings import (
     BudgetFigures,
     CriterionFigures,
-    CriterionStep,
     LengthReward,
     PairedRewards,
     PairFigures,
@@ -43,7 +42,9 @@ class _Criterion:
     first: float
     last: float
     teacher: float
-    steps: list[CriterionStep] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    met: list[int] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
 
 
 def synthetic_run(
@@ -144,7 +145,9 @@ def synthetic_run(
                 )
         for shape, mark in zip(shapes, marks, strict=True):
             if mark["judged"]:
-                shape.steps.append(CriterionStep(step, mark["met"], mark["judged"]))
+                shape.steps.append(step)
+                shape.met.append(mark["met"])
+                shape.judged.append(mark["judged"])
         length = 40.0 if bad and fault == "collapse" else 400.0
         metrics = {"completions/mean_length": length}
         if bad and fault == "collapse":
@@ -176,6 +179,8 @@ def synthetic_run(
                 f"Criterion {n} of the synthetic rubric",
                 points=1,
                 steps=shape.steps,
+                met=shape.met,
+                judged=shape.judged,
                 teacher_met=round(200 * shape.teacher),
                 teacher_judged=200,
                 reasked=150,

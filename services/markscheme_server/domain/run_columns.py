@@ -60,8 +60,6 @@ class RunGroup(NamedTuple):
 
 _KINDS = [bytes(chr(byte) in kind for byte in range(256)) for kind in (MET, MET + NOT_MET)]
 """For what is met and what is known: 1 for the characters that count, 0 for others."""
-Cells = tuple[int, int, int]
-"""The fields of `Counts`: a plain tuple takes a tenth of the time to make."""
 
 
 class Counts(NamedTuple):
@@ -118,6 +116,34 @@ def count_by_part(parts: Sequence[str], criteria: int) -> list[tuple[list[int], 
     return columns
 
 
+class CriterionColumns(NamedTuple):
+    """The fields of `Counts` of a criterion, by step."""
+
+    steps: Sequence[int] = ()
+    met: Sequence[int] = ()
+    judged: Sequence[int] = ()
+    unknown: Sequence[int] = ()
+
+
+def added(parts: Sequence[CriterionColumns]) -> CriterionColumns:
+    """Return the sums of criteria by step."""
+    if len(parts) < 2:
+        return parts[0] if parts else CriterionColumns()
+    first = parts[0]
+    if all(part.steps == first.steps for part in parts[1:]):
+        fields = zip(*(part[1:] for part in parts), strict=True)
+        return CriterionColumns(
+            first.steps, *(list(map(sum, zip(*each, strict=True))) for each in fields)
+        )
+    sums: dict[int, list[int]] = {}
+    for part in parts:
+        for step, *cells in zip(*part, strict=True):
+            sums[step] = list(map(add, sums.get(step, (0, 0, 0)), cells))
+    return CriterionColumns(
+        *zip(*((step, *cells) for step, cells in sorted(sums.items())), strict=True)
+    )
+
+
 @dataclass(slots=True)
 class VerdictColumns:
     """The verdicts on a rubric's criteria, by step.
@@ -130,13 +156,12 @@ class VerdictColumns:
     steps: "array[int]" = field(default_factory=lambda: array("q"))
     cells: "array[int]" = field(default_factory=lambda: array("q"))
 
-    def of(self, criterion: int) -> dict[int, Cells]:
-        """Return the fields of `Counts` by step, of the criterion with this index."""
-        met, judged, unknown = (
-            self.cells[place :: 3 * self.criteria]
-            for place in range(3 * criterion, 3 * criterion + 3)
+    def of(self, criterion: int) -> CriterionColumns:
+        """Return the columns of the criterion with this index."""
+        places = range(3 * criterion, 3 * criterion + 3)
+        return CriterionColumns(
+            self.steps, *(self.cells[place :: 3 * self.criteria] for place in places)
         )
-        return dict(zip(self.steps, zip(met, judged, unknown, strict=True), strict=True))
 
 
 class Columns:

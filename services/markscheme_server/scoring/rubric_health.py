@@ -121,7 +121,8 @@ def _health(rubric: Rubric, life: RubricLife) -> RubricHealth:
                 key,
                 criterion.text,
                 criterion.points,
-                list(zip(steps, *column, strict=True)),
+                steps,
+                *column,
                 of_teachers.met,
                 of_teachers.judged,
             )

@@ -87,7 +87,7 @@ def _compare(
     names = [each.run.id for each in loaded]
     prompts = shared_prompts(names, groups)
     start = next((n for n, each in enumerate(prompts, 1) if each.key == after), 0)
-    asked = Counter(key for each in loaded for key, c in each.counts.items() if c.by_step)
+    asked = Counter(key for each in loaded for key, c in each.counts.items() if c.rollouts.steps)
     shared = [_criterion(loaded, key) for key, runs in asked.items() if runs >= MIN_RUNS]
     shared.sort(key=lambda each: (_loss(each.now), each.key))
     categories = dict.fromkeys(category for each in loaded for category in each.categories)
@@ -167,7 +167,7 @@ def _criterion(loaded: Sequence[LoadedRun], key: str) -> schema.ComparedCriterio
         points=shown.criterion.points,
         rubric_id=shown.rubrics[0],
         now=[
-            share_now(list(each.by_step.values())) if each is not None and each.by_step else None
+            share_now(each.rollouts) if each is not None and each.rollouts.steps else None
             for each in counts
         ],
     )
@@ -179,7 +179,7 @@ def _category(loaded: Sequence[LoadedRun], category: str | None) -> schema.Compa
         category=category,
         criteria=[each.criteria if each is not None else 0 for each in counts],
         now=[
-            share_now(list(each.by_step.values())) if each is not None and each.by_step else None
+            share_now(each.rollouts) if each is not None and each.rollouts.steps else None
             for each in counts
         ],
     )

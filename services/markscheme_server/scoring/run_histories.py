@@ -25,7 +25,7 @@ from markscheme_server.domain.findings import (
 from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_blocks import Block, BlockMark
-from markscheme_server.domain.run_columns import Cells, Counts
+from markscheme_server.domain.run_columns import Counts, CriterionColumns, added
 from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET, UNKNOWN
 from markscheme_server.store.budgets import Budget
@@ -48,13 +48,13 @@ _JUDGED_BITS = str.maketrans({MET: "1", NOT_MET: "1", NOT_APPLICABLE: "0", UNKNO
 class CriterionCounts:
     """A criterion over a run, in all rubrics that have its text.
 
-    `criterion` is that of the first of `rubrics`. `by_step` counts the rollouts' verdicts.
+    `criterion` is that of the first of `rubrics`. `rollouts`: their verdicts.
     """
 
     key: str
     criterion: Criterion
     rubrics: Sequence[str]
-    by_step: Mapping[int, Cells]
+    rollouts: CriterionColumns
     teacher: Counts
 
 
@@ -63,7 +63,7 @@ class CategoryCounts:
     """The criteria of a category over a run, added up."""
 
     criteria: int
-    by_step: Mapping[int, Cells]
+    rollouts: CriterionColumns
     teacher: Counts
 
 
@@ -93,7 +93,7 @@ class LoadedRun:
     @cached_property
     def counts(self) -> dict[str, CriterionCounts]:
         """Count the verdicts on each criterion, by its key."""
-        found: dict[str, dict[int, Cells]] = {}
+        found: dict[str, list[CriterionColumns]] = defaultdict(list)
         teachers: dict[str, Counts] = defaultdict(Counts)
         first: dict[str, Criterion] = {}
         rubrics: dict[str, list[str]] = defaultdict(list)
@@ -104,13 +104,12 @@ class LoadedRun:
                 rubrics[key].append(rubric)
             if (verdicts := self.history.columns.verdicts.get(rubric)) is not None:
                 for number, key in enumerate(keys):
-                    by_step = verdicts.of(number)
-                    found[key] = _sum_by_step(found[key], by_step) if key in found else by_step
+                    found[key].append(verdicts.of(number))
             of_teachers = self.history.columns.teachers.get(rubric, ())
             for key, counts in zip(keys, of_teachers, strict=bool(of_teachers)):
                 teachers[key] = teachers[key].plus(counts)
         return {
-            key: CriterionCounts(key, first[key], rubrics[key], found.get(key, {}), teachers[key])
+            key: CriterionCounts(key, first[key], rubrics[key], added(found[key]), teachers[key])
             for key in first
         }
 
@@ -149,7 +148,9 @@ class LoadedRun:
                 key,
                 each.criterion.text,
                 each.criterion.points,
-                [(step, met, judged) for step, (met, judged, _) in each.by_step.items()],
+                each.rollouts.steps,
+                each.rollouts.met,
+                each.rollouts.judged,
                 each.teacher.met,
                 each.teacher.judged,
                 repeats.get(key, none).asked,
@@ -168,14 +169,6 @@ class LoadedRun:
                 for index, count in enumerate(cells):
                     both[index] += count
         return [PairFigures(first, second, *cells) for (first, second), cells in found.items()]
-
-
-def _sum_by_step(one: Mapping[int, Cells], other: Mapping[int, Cells]) -> dict[int, Cells]:
-    none = Counts()
-    return {
-        step: Counts(*one.get(step, none)).plus(Counts(*other.get(step, none)))
-        for step in sorted({*one, *other})
-    }
 
 
 def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int, int, int]]:
@@ -254,14 +247,10 @@ class RunHistories:
 
 
 def _added(criteria: Sequence[CriterionCounts]) -> CategoryCounts:
-    by_step: dict[int, list[Cells]] = defaultdict(list)
     teacher = Counts()
     for each in criteria:
-        for step, cells in each.by_step.items():
-            by_step[step].append(cells)
         teacher = teacher.plus(each.teacher)
-    added = {step: Counts(*map(sum, zip(*by_step[step], strict=True))) for step in sorted(by_step)}
-    return CategoryCounts(len(criteria), added, teacher)
+    return CategoryCounts(len(criteria), added([each.rollouts for each in criteria]), teacher)
 
 
 def _step_figures(history: RunHistory) -> list[StepFigures]:

@@ -1,7 +1,8 @@
 """Training runs of the caller's team: steps, criteria and findings."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from time import perf_counter
@@ -11,7 +12,7 @@ from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.findings import Finding
-from markscheme_server.domain.run_columns import Cells
+from markscheme_server.domain.run_columns import CriterionColumns
 from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.domain.step_totals import StepTotals
 from markscheme_server.errors import Conflict, Forbidden, NotFound
@@ -137,7 +138,7 @@ class RunService:
             (each for key, each in loaded.counts.items() if criterion in (None, key)),
             key=lambda each: (
                 each.key not in kinds,
-                -sum(judged + unknown for _, judged, unknown in each.by_step.values()),
+                -sum(each.rollouts.judged) - sum(each.rollouts.unknown),
                 each.key,
             ),
         )
@@ -151,8 +152,8 @@ class RunService:
                 schema.CategoryHistory(
                     category=category,
                     criteria=each.criteria,
-                    teacher=_share([each.teacher]),
-                    **_over_steps(history, each.by_step, bins),
+                    teacher=schema.CriterionShare(**each.teacher._asdict()),
+                    **_over_steps(history, each.rollouts, bins),
                 )
                 for category, each in loaded.categories.items()
             ],
@@ -363,48 +364,46 @@ def _criterion(
         category=criterion.category,
         points=criterion.points,
         rubrics=list(counts.rubrics),
-        teacher=_share([counts.teacher]),
+        teacher=schema.CriterionShare(**counts.teacher._asdict()),
         findings=list(findings),
-        **_over_steps(loaded.history, counts.by_step, bins),
+        **_over_steps(loaded.history, counts.rollouts, bins),
     )
 
 
-def _over_steps(history: RunHistory, counts: Mapping[int, Cells], bins: int) -> dict[str, Any]:
+def _over_steps(history: RunHistory, columns: CriterionColumns, bins: int) -> dict[str, Any]:
     """Return the shares and the spans of a criterion, or of a category, by step."""
-    start, width = history.span_of(bins, None, None)
-    spans: dict[int, list[int]] = {}
-    for step, (met, judged, unknown) in counts.items():
-        span = spans.setdefault((step - start) // width, [step, step, 0, 0, 0])
-        span[1] = step
-        span[2] += met
-        span[3] += judged
-        span[4] += unknown
-    by_step = list(counts.values())
+    begin, width = history.span_of(bins, None, None)
+    steps, start = columns.steps, 0
+    spans = []
+    while start < len(steps):
+        end = begin + ((steps[start] - begin) // width + 1) * width
+        stop = bisect_left(steps, end, start)
+        counts = _sums(columns, start, stop)
+        spans.append(
+            schema.CriterionSpan(first_step=steps[start], last_step=steps[stop - 1], **counts)
+        )
+        start = stop
     return {
-        "total": _share(by_step),
-        "first": _share(by_step[: _window(by_step)]),
-        "now": share_now(by_step),
-        "spans": [
-            schema.CriterionSpan(
-                first_step=first, last_step=last, met=met, judged=judged, unknown=unknown
-            )
-            for first, last, met, judged, unknown in spans.values()
-        ],
+        "total": schema.CriterionShare(**_sums(columns, 0, len(steps))),
+        "first": schema.CriterionShare(**_sums(columns, 0, _window(columns))),
+        "now": share_now(columns),
+        "spans": spans,
     }
 
 
-def share_now(by_step: Sequence[Cells]) -> schema.CriterionShare:
+def share_now(columns: CriterionColumns) -> schema.CriterionShare:
     """Return the share of a criterion, or of a category, in its last window of steps."""
-    return _share(by_step[-_window(by_step) :])
+    steps = len(columns.steps)
+    return schema.CriterionShare(**_sums(columns, max(0, steps - _window(columns)), steps))
 
 
-def _window(by_step: Sequence[Cells]) -> int:
-    return max(1, min(MAX_CRITERION_WINDOW, len(by_step) // 4))
+def _window(columns: CriterionColumns) -> int:
+    return max(1, min(MAX_CRITERION_WINDOW, len(columns.steps) // 4))
 
 
-def _share(counts: Sequence[Cells]) -> schema.CriterionShare:
-    return schema.CriterionShare(
-        met=sum(met for met, _, _ in counts),
-        judged=sum(judged for _, judged, _ in counts),
-        unknown=sum(unknown for _, _, unknown in counts),
-    )
+def _sums(columns: CriterionColumns, start: int, stop: int) -> dict[str, int]:
+    return {
+        "met": sum(columns.met[start:stop]),
+        "judged": sum(columns.judged[start:stop]),
+        "unknown": sum(columns.unknown[start:stop]),
+    }

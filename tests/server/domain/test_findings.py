@@ -12,7 +12,6 @@ from markscheme.schema import Finding as WireFinding
 from markscheme_server.domain.findings import (
     BudgetFigures,
     CriterionFigures,
-    CriterionStep,
     Finding,
     GroupFilter,
     LengthReward,
@@ -91,7 +90,7 @@ def test_a_fault_must_last_for_two_windows() -> None:
 def test_a_criterion_that_a_run_has_left_behind_is_no_finding() -> None:
     run = synthetic_run(7, fault="saturated")
     left = [
-        dataclasses.replace(each, steps=[s for s in each.steps if s.step < 90])
+        dataclasses.replace(each, steps=each.steps[:90], met=each.met[:90], judged=each.judged[:90])
         for each in run.criteria
     ]
     assert find(dataclasses.replace(run, criteria=left)) == []
@@ -100,16 +99,16 @@ def test_a_criterion_that_a_run_has_left_behind_is_no_finding() -> None:
 def test_a_criterion_that_is_asked_now_and_then_has_windows_of_its_own() -> None:
     # Every tenth step, as with a rubric for each prompt: 30 steps, windows of 7.
     criterion = CriterionFigures(
-        "c", "Ends with an offer", 1, [CriterionStep(s, 16, 16) for s in range(0, 300, 10)], 4, 10
+        "c", "Ends with an offer", 1, range(0, 300, 10), [16] * 30, [16] * 30, 4, 10
     )
     run = RunFigures([StepFigures(s, 16, reward_sum=8.0) for s in range(300)], [criterion])
     assert {each.kind for each in find(run)} == {"inverted", "saturated"}
 
 
 def test_a_criterion_that_nobody_meets_says_so() -> None:
-    steps = [CriterionStep(s, 0, 16) for s in range(100)]
+    steps = range(100), [0] * 100, [16] * 100
     run = RunFigures(
-        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", "Rhymes", 1, steps, 0, 9)]
+        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", "Rhymes", 1, *steps, 0, 9)]
     )
     [found] = find(run)
     assert found.kind == "out_of_reach"
@@ -117,18 +116,18 @@ def test_a_criterion_that_nobody_meets_says_so() -> None:
 
 
 def test_a_criterion_without_teacher_verdicts_is_neither_inverted_nor_out_of_reach() -> None:
-    steps = [CriterionStep(s, 0, 16) for s in range(100)]
+    steps = range(100), [0] * 100, [16] * 100
     run = RunFigures(
-        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", "Rhymes", 1, steps)]
+        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", "Rhymes", 1, *steps)]
     )
     assert find(run) == []
 
 
 def test_a_criterion_sends_no_control_characters_to_a_terminal() -> None:
-    steps = [CriterionStep(s, 0, 16) for s in range(100)]
+    steps = range(100), [0] * 100, [16] * 100
     text = "Rhymes\x1b[31m\nin red\u202e.\x07"
     run = RunFigures(
-        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", text, 1, steps, 0, 9)]
+        [StepFigures(s, 16) for s in range(100)], [CriterionFigures("c", text, 1, *steps, 0, 9)]
     )
     [found] = find(run)
     assert "“Rhymes[31m in red”" in found.sentence
@@ -228,10 +227,9 @@ def runs(draw: st.DrawFn) -> RunFigures:
                 f"c{key}",
                 draw(st.text(max_size=100)),
                 1.0,
-                [
-                    CriterionStep(n, met[3 * n // length], judged[3 * n // length])
-                    for n in range(length)
-                ],
+                range(length),
+                [met[3 * n // length] for n in range(length)],
+                [judged[3 * n // length] for n in range(length)],
                 draw(st.integers(0, teacher)),
                 teacher,
             )
@@ -251,11 +249,21 @@ def runs(draw: st.DrawFn) -> RunFigures:
 def test_findings_do_not_depend_on_the_order_of_what_is_given(
     run: RunFigures, rng: random.Random
 ) -> None:
+    order = rng.sample(range(len(run.steps)), len(run.steps))
+
+    def shuffled(column: Sequence[int]) -> list[int]:
+        return [column[place] for place in order]
+
     other = dataclasses.replace(
         run,
         steps=rng.sample(run.steps, len(run.steps)),
         criteria=[
-            dataclasses.replace(each, steps=rng.sample(each.steps, len(each.steps)))
+            dataclasses.replace(
+                each,
+                steps=shuffled(each.steps),
+                met=shuffled(each.met),
+                judged=shuffled(each.judged),
+            )
             for each in reversed(run.criteria)
         ],
     )

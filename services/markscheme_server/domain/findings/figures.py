@@ -95,14 +95,6 @@ class StepFigures(NamedTuple):
         return sum(self.reasons.values()) if self.reasons else 0  # asked for thousands of times
 
 
-class CriterionStep(NamedTuple):
-    """A criterion in a step: `met` of `judged` rollouts. Unknown ones are in neither."""
-
-    step: int
-    met: int
-    judged: int
-
-
 @dataclass(frozen=True, slots=True)
 class CriterionFigures:
     """A criterion over a run, in all rubrics that have its text.
@@ -111,8 +103,9 @@ class CriterionFigures:
         key: The criterion's key.
         text: Its text.
         points: Its points.
-        steps: The steps in which it was judged: the fields of `CriterionStep`, as tuples, because
-            a run has thousands.
+        steps: The steps in which it was judged, in any order.
+        met: How many rollouts met it, by step.
+        judged: Of how many with a known verdict.
         teacher_met: How many of `teacher_judged` teacher responses of the run met it.
         teacher_judged: Teacher responses with a known verdict.
         reasked: Verdicts of the run that a judge was asked for again.
@@ -122,7 +115,9 @@ class CriterionFigures:
     key: str
     text: str
     points: float
-    steps: Sequence[tuple[int, int, int]] = ()
+    steps: Sequence[int] = ()
+    met: Sequence[int] = ()
+    judged: Sequence[int] = ()
     teacher_met: int = 0
     teacher_judged: int = 0
     reasked: int = 0

@@ -140,10 +140,7 @@ class _Report:
         A criterion that was not judged for two windows is of a rubric that the run no longer uses.
         """
         for criterion in sorted(self._run.criteria, key=lambda each: each.key):
-            if not criterion.steps:
-                continue
-            steps, met, judged = zip(*criterion.steps, strict=True)
-            series = Series.of(steps, (judged, met), mean)
+            series = Series.of(criterion.steps, (criterion.judged, criterion.met), mean)
             if not series.steps or series.steps[-1] < self._recent_step:
                 continue
             yield from self._inverted(criterion, series)
