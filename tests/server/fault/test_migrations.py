@@ -22,6 +22,7 @@ from fakes.fork_server import ForkedProcess
 from fakes.processes import PATIENCE_S, environment
 from fakes.stores import PostgresServer, differences, query
 from markscheme_server.store.audit import Actor
+from markscheme_server.store.engine import database as database_engine
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.maintenance import migrate as migrating
@@ -274,14 +275,39 @@ from alembic import op
 revision, down_revision, branch_labels, depends_on = "next", "{head}", None, None
 
 
-def upgrade():
-    op.add_column("verdicts", sa.Column("of_the_next_version", sa.Integer))
-
-
 def downgrade():
     op.drop_column("verdicts", "of_the_next_version")
+
+
+def upgrade():
+    op.add_column("verdicts", sa.Column("of_the_next_version", sa.Integer))
 """
 """A migration of a version that is still to come."""
+
+
+def go_to_next_version(folder: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> None:
+    """Have migrations in this process go on to the next version's, which does `more`."""
+    (folder / "next.py").write_text(NEXT.format(head=REVISIONS[-1]) + more)
+
+    def with_next(connection: sa.Connection | None = None) -> Config:
+        config = alembic_config(connection)
+        config.set_main_option("path_separator", "os")
+        config.set_main_option(
+            "version_locations",
+            f"{config.get_main_option('script_location')}/versions{os.pathsep}{folder}",
+        )
+        return config
+
+    monkeypatch.setattr(migrating, "alembic_config", with_next)
+    monkeypatch.setattr(migrating, "_newest", lambda: "next")
+
+
+def test_a_migration_of_a_large_table_may_take_longer_than_other_statements(
+    empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_to_next_version(tmp_path, monkeypatch, '    op.execute("SELECT pg_sleep(1)")\n')
+    monkeypatch.setattr(database_engine, "COMMAND_TIMEOUT_S", 0.5)
+    assert asyncio.run(migrating.prepare(driver(empty_database))) == (None, "next")
 
 
 def test_a_table_in_use_is_not_waited_for_long(
@@ -290,19 +316,7 @@ def test_a_table_in_use_is_not_waited_for_long(
     """The next version's migration gets no lock and gives up; this version keeps answering."""
     service = serve(database_url=database)
     rubric_id = create_rubric(service)
-    (tmp_path / "next.py").write_text(NEXT.format(head=REVISIONS[-1]))
-
-    def with_next(connection: sa.Connection | None = None) -> Config:
-        config = alembic_config(connection)
-        config.set_main_option("path_separator", "os")
-        config.set_main_option(
-            "version_locations",
-            f"{config.get_main_option('script_location')}/versions{os.pathsep}{tmp_path}",
-        )
-        return config
-
-    monkeypatch.setattr(migrating, "alembic_config", with_next)
-    monkeypatch.setattr(migrating, "_newest", lambda: "next")
+    go_to_next_version(tmp_path, monkeypatch)
     answers: list[httpx.Response] = []
 
     def migrate() -> float:

@@ -94,11 +94,12 @@ def team_scope(*teams: str) -> TeamScope:
     return TeamScope(",".join(sorted(set(teams))))
 
 
-def create_engine(url: str, *, create: bool = False) -> AsyncEngine:
+def create_engine(url: str, *, create: bool = False, patient: bool = False) -> AsyncEngine:
     """Create an engine for ``url``.
 
     ``create`` makes a missing SQLite file and its folder, which only their owner may read; without
     it a missing file raises `DatabaseMissing`. SQLite itself would make an empty database.
+    ``patient``: a statement may take longer than `COMMAND_TIMEOUT_S`.
     """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -121,7 +122,7 @@ def create_engine(url: str, *, create: bool = False) -> AsyncEngine:
         **_POOL,
         connect_args={
             "timeout": CONNECT_TIMEOUT_S,
-            "command_timeout": COMMAND_TIMEOUT_S,
+            "command_timeout": None if patient else COMMAND_TIMEOUT_S,
             "connection_class": driver.ScopedConnection,
         },
     )

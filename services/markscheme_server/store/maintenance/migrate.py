@@ -39,7 +39,8 @@ async def prepare(url: str, migration_url: str | None = None) -> tuple[str | Non
     after. A concurrent call waits, and then has nothing to do. Raises alembic's ``CommandError``
     for a database newer than this code, and `OtherDatabase` where the URLs are not of one database.
     """
-    database = Database(create_engine(migration_url or url, create=True))
+    # To index or to copy a large table takes minutes.
+    database = Database(create_engine(migration_url or url, create=True, patient=True))
     try:
         async with database.reading(NO_TEAM) as connection:
             before = await connection.run_sync(_revision)
