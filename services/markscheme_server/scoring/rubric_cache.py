@@ -10,8 +10,8 @@ from markscheme_server.domain.rubric import Rubric
 from markscheme_server.store.rubrics import RubricStore
 
 MAX_RUBRICS = 256
-MAX_PROMPT_CHARACTERS = 100_000
-"""Rubrics of longer prompts are not kept."""
+MAX_CHARACTERS = 100_000
+"""Rubrics with longer prompts and criteria are not kept: checks may hold long lists of texts."""
 
 
 class RubricCache:
@@ -24,18 +24,18 @@ class RubricCache:
     async def find(self, team: str, rubric_id: str) -> Rubric | None:
         """Return the rubric with this id, if the team may see it.
 
-        Its tags, and who else sees it, may be out of date.
+        Its tags, its metadata, whether it is retired and who else sees it may be out of date.
         """
         if (kept := self._rubrics.get((team, rubric_id))) is not None:
             self._rubrics.move_to_end((team, rubric_id))
             return kept
         found = await self._store.find(team, rubric_id)
-        if (
-            found is not None
-            and found.team == team
-            and sum(len(str(message)) for message in found.prompt) <= MAX_PROMPT_CHARACTERS
-        ):
+        if found is not None and found.team == team and _characters(found) <= MAX_CHARACTERS:
             self._rubrics[team, rubric_id] = found
             while len(self._rubrics) > MAX_RUBRICS:
                 self._rubrics.popitem(last=False)
         return found
+
+
+def _characters(rubric: Rubric) -> int:
+    return sum(len(str(part)) for part in (*rubric.prompt, *rubric.criteria, rubric.provenance))

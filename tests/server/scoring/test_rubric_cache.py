@@ -37,11 +37,11 @@ def reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]
     return recorded
 
 
-async def make(store: Store, prompt: str = "p", **more: Any) -> Rubric:
+async def make(store: Store, prompt: str = "p", criterion: str = "c", **more: Any) -> Rubric:
     return await store.rubric_versions.save(
         team="red",
         prompt=[{"role": "user", "content": prompt}],
-        criteria=[Criterion("c1", prompt, 1)],
+        criteria=[Criterion("c1", criterion, 1)],
         origin="imported",
         provenance={},
         actor=RED,
@@ -69,13 +69,15 @@ async def test_a_rubric_that_another_team_withdraws_is_gone_at_once(store: Store
     assert await cache.find("blue", "rub_none") is None
 
 
-async def test_long_prompts_are_not_kept_and_the_oldest_goes_first(
+async def test_long_rubrics_are_not_kept_and_the_oldest_goes_first(
     store: Store, reads: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rubric_cache, "MAX_RUBRICS", 2)
     cache = RubricCache(store.rubrics)
-    long = await make(store, "x" * 200_000)
+    long = (await make(store, "x" * 200_000)).id
+    wordy = (await make(store, "w", criterion="x" * 200_000)).id
     first, second, third = [(await make(store, name)).id for name in ("a", "b", "c")]
-    for rubric_id in (long.id, long.id, first, second, first, third, first, second):
+    for rubric_id in (long, wordy, long, wordy, first, second, first, third, first, second):
         assert await cache.find("red", rubric_id) is not None
-    assert [read for _, read in reads] == [long.id, long.id, first, second, third, second]
+    kept = [first, second, third, second]
+    assert [read for _, read in reads] == [long, wordy, long, wordy, *kept]
