@@ -217,9 +217,10 @@ def import_rubric(
 
 def export_rubric(rubric: RubricLike, format: ExchangeFormat, allow_loss: bool) -> Call[Exported]:
     """Build `GET /v1/rubrics/{id}/export`."""
-    if not isinstance(allow_loss, bool):
+    allowed = wire_value(allow_loss, "allow_loss")
+    if allowed not in (False, True):
         raise InvalidArgument("allow_loss", "must be true or false")
-    params = {"format": wire_value(format, "format"), "allow_loss": int(allow_loss)}
+    params = {"format": wire_value(format, "format"), "allow_loss": int(allowed)}
     return Call("GET", f"{rubric_path(rubric)}/export", read_export, params=params)
 
 
@@ -304,19 +305,14 @@ def put_run(run_id: str, **fields: Any) -> Call[RunDetail]:
 
 def add_run_records(run_id: str, records: Mapping[int, Mapping[str, float | None]]) -> Call[None]:
     """Build `POST /v1/runs/{id}/records`; what is not a finite number is sent as null."""
-    if not isinstance(records, Mapping) or not all(
-        isinstance(metrics, Mapping) for metrics in records.values()
-    ):
-        raise InvalidArgument("records", "must have the metrics of each step by name")
-    body = validated(
-        RunRecords,
-        {
-            "records": [
-                {"step": step, "metrics": {name: _finite(each) for name, each in metrics.items()}}
-                for step, metrics in records.items()
-            ]
-        },
-    )
+    try:
+        given = [
+            {"step": step, "metrics": {name: _finite(each) for name, each in metrics.items()}}
+            for step, metrics in records.items()
+        ]
+    except AttributeError as error:  # neither a mapping nor pandas' rows
+        raise InvalidArgument("records", "must have the metrics of each step by name") from error
+    body = validated(RunRecords, {"records": given})
     return Call("POST", f"{run_path(run_id)}/records", raise_for_status, _json(body))
 
 

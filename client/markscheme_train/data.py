@@ -9,7 +9,6 @@ from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict
 
 from markscheme.data import Columns, RowReader, SourceError, open_source
-from markscheme.protocol import to_wire
 from markscheme.schema import Identifier, Prompt, TeacherResponses
 from markscheme.text import replace_invalid
 from markscheme_train.errors import DataError
@@ -69,13 +68,12 @@ def read_examples(
             if other_columns:
                 others = {n: v for n, v in row.read().items() if n not in reader.columns}
                 dropped |= RESERVED_COLUMNS & others.keys()
-                # Arrow stores no half characters.
-                kept = {
-                    replace_invalid(name): to_wire(each)
-                    for name, each in others.items()
-                    if name not in RESERVED_COLUMNS
-                }
-                example = example.model_copy(update={"other_columns": kept})
+                kept = {n: v for n, v in others.items() if n not in RESERVED_COLUMNS}
+                try:
+                    stored = _without_half_characters(kept)
+                except RecursionError as error:
+                    raise DataError(f"{row.place}: a column is nested too deeply") from error
+                example = example.model_copy(update={"other_columns": stored})
             examples.append(example)
         if examples:
             reader.check_named(opened.name)
@@ -125,24 +123,24 @@ def as_dataset(examples: list[Example], *, chat: bool) -> Dataset:
 def check_template(dataset: Dataset, tokenizer: Any, template: Mapping[str, Any]) -> None:
     """Raise `DataError` for a prompt that the tokenizer's chat template refuses.
 
-    Templates refuse roles, such as a system message, and their order. Of the prompts with the same
-    roles the first is tried.
+    Templates refuse roles, such as a system message, their order, and several tool calls at once.
+    Of the prompts that are alike in these the first is tried.
     """
-    tried: set[tuple[str, ...]] = set()
+    tried: set[Any] = set()
     for number, prompt in enumerate(dataset["prompt"], start=1):
-        roles = () if isinstance(prompt, str) else tuple(message["role"] for message in prompt)
-        if not roles or roles in tried:
+        if isinstance(prompt, str):
             continue
-        tried.add(roles)
-        try:
-            tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=False, **template
+        kind = tuple(
+            (
+                message["role"],
+                len(message.get("tool_calls") or ()),
+                *sorted(name for name, value in message.items() if value),
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise DataError(
-                f"prompt {number} ({', '.join(roles)}): the tokenizer's chat template refuses it "
-                f"({str(error).partition(chr(10))[0] or type(error).__name__})"
-            ) from error
+            for message in prompt
+        )
+        if kind not in tried:
+            tried.add(kind)
+            _rendered(prompt, number, tokenizer, template)
 
 
 def within_length(
@@ -155,16 +153,46 @@ def within_length(
         tokenizer: The student's tokenizer.
         limit: The longest prompt, in tokens.
         template: Arguments of the chat template.
+
+    Raises `DataError` for a prompt that the chat template refuses.
     """
 
-    def length(prompt: str | list[dict[str, Any]]) -> int:
+    def length(prompt: str | list[dict[str, Any]], number: int) -> int:
         if isinstance(prompt, str):
             return len(tokenizer(prompt)["input_ids"])
-        text = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=False, **template
-        )
+        text = _rendered(prompt, number, tokenizer, template)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return dataset.select(
-        [n for n, prompt in enumerate(dataset["prompt"]) if length(prompt) <= limit]
+        [n for n, prompt in enumerate(dataset["prompt"]) if length(prompt, n + 1) <= limit]
     )
+
+
+def _rendered(
+    prompt: list[dict[str, Any]], number: int, tokenizer: Any, template: Mapping[str, Any]
+) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False, **template
+        )
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        roles = ", ".join(message["role"] for message in prompt)
+        raise DataError(
+            f"prompt {number} ({roles}): the tokenizer's chat template refuses it "
+            f"({str(error).partition(chr(10))[0] or type(error).__name__})"
+        ) from error
+    return text
+
+
+def _without_half_characters(value: Any) -> Any:
+    """Return JSON whose texts and names Arrow can store."""
+    if isinstance(value, str):
+        return replace_invalid(value)
+    if isinstance(value, Mapping):
+        return {
+            _without_half_characters(name): _without_half_characters(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_half_characters(each) for each in value]
+    return value

@@ -53,7 +53,8 @@ def load_from_other_processes(engine: Any, checkpoint: Path) -> None:
 
     Weights that are not trained stay as they are. A collective.
 
-    Raises `ConfigError` if the optimiser has states that are not one number for each weight.
+    Raises `ConfigError` if a file is missing, if the model has other weights, and if the optimiser
+    has states that are not one number for each weight.
     """
     folder = checkpoint / (checkpoint / "latest").read_text("utf-8").strip()
     model = _load(folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
@@ -61,7 +62,7 @@ def load_from_other_processes(engine: Any, checkpoint: Path) -> None:
     state = cut(
         optimizer.state_dict(),
         engine._get_zero_param_shapes(),
-        folder,
+        optimizer_files(folder, model["dp_world_size"]),
         model["param_shapes"],
         rank=distributed.get_rank(),
         processes=distributed.get_world_size(),
@@ -77,10 +78,25 @@ def load_from_other_processes(engine: Any, checkpoint: Path) -> None:
         setattr(engine, count, model[count])
 
 
+def optimizer_files(folder: Path, processes: int) -> list[Path]:
+    """Return the file of each process's optimiser. Raises `ConfigError` if one is missing."""
+    names = [f"zero_pp_rank_{number}_mp_rank_00_optim_states.pt" for number in range(processes)]
+    # DeepSpeed writes the precision before the name.
+    found = [next(folder.glob(f"*{name}"), None) for name in names]
+    files = [file for file in found if file is not None]
+    if len(files) < processes:
+        missing = names[found.index(None)]
+        raise ConfigError(
+            f"the checkpoint is not complete: {folder} has no *{missing}, one of {processes}. Copy "
+            "it there, or resume from another checkpoint"
+        )
+    return files
+
+
 def cut(
     state: Mapping[str, Any],
     shapes: Sequence[Mapping[str, Size]],
-    folder: Path,
+    files: Sequence[Path],
     shapes_before: Sequence[Mapping[str, Size]],
     *,
     rank: int,
@@ -91,17 +107,15 @@ def cut(
     Args:
         state: The state of this process's optimiser, for its layout.
         shapes: The shapes of the weights in each of its flat tensors, in order.
-        folder: The folder of DeepSpeed's files.
+        files: The file of each process that wrote the checkpoint.
         shapes_before: The shapes of the weights in each of the files' flat tensors.
         rank: This process.
         processes: How many there are.
 
-    Raises `ConfigError` if the optimiser has states that are not one number for each weight.
+    Raises `ConfigError` if the model has other weights, and if the optimiser has states that are
+    not one number for each weight.
     """
-    files = [
-        next(folder.glob(f"*zero_pp_rank_{number}_mp_rank_00_optim_states.pt"))
-        for number in range(len([*folder.glob("*_optim_states.pt")]))
-    ]
+    _check_weights(shapes_before, shapes)
     before, now = places(shapes_before, len(files)), places(shapes, processes)
     first = _load(files[0])["optimizer_state_dict"]
     _check_layout(first, before, len(files))
@@ -158,6 +172,18 @@ def places(shapes: Sequence[Mapping[str, Size]], processes: int) -> dict[str, Pl
             found[name] = Place(group, start, part, shape.numel())
             start += part
     return found
+
+
+def _check_weights(before: Sequence[Mapping[str, Size]], now: Sequence[Mapping[str, Size]]) -> None:
+    had, has = (
+        {(name, tuple(shape)) for group in groups for name, shape in group.items()}
+        for groups in (before, now)
+    )
+    if other := min(had ^ has, default=None):
+        raise ConfigError(
+            f"the checkpoint is of another model: one of the two alone trains `{other[0]}` of "
+            f"shape {list(other[1])}. Set the model back, or start a run in another output_dir"
+        )
 
 
 def _check_layout(state: Mapping[str, Any], before: Mapping[str, Place], processes: int) -> None:

@@ -156,6 +156,18 @@ WRONG: list[tuple[Callable[[Client], Any], str]] = [
 ]
 
 
+def test_flags_and_metrics_may_be_numpys_and_pandas() -> None:
+    flags = (numpy.True_, numpy.False_, 1)
+    calls = [requests.export_rubric("rub_1", "ropd", flag) for flag in flags]
+    assert [call.params["allow_loss"] for call in calls if call.params] == [1, 0, 1]
+    frame = pandas.DataFrame({"loss": [0.5, float("nan")]}, index=[3, 4])
+    call = requests.add_run_records("r", dict(frame.iterrows()))
+    assert call.json["records"] == [
+        {"step": 3, "metrics": {"loss": 0.5}},
+        {"step": 4, "metrics": {"loss": None}},
+    ]
+
+
 @pytest.mark.parametrize(("call", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_a_wrong_argument_is_named(call: Callable[[Client], Any], message: str) -> None:
     with Client("http://127.0.0.1:1") as client, pytest.raises(InvalidArgument) as caught:

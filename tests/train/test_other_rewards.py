@@ -88,9 +88,16 @@ def test_other_columns_are_kept_only_where_they_are_asked_for(tmp_path: Path) ->
 
 def test_other_columns_may_hold_half_a_character(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
-    file.write_text('{"prompt": "w1", "note": ["a\\ud800"], "\\ud800": 1}\n')
+    file.write_text('{"prompt": "w1", "note": [{"\\ud800": "a\\ud800"}], "\\ud800": 1}\n')
     [row] = as_dataset(read_examples(file, other_columns=True), chat=False)
-    assert (row["note"], row["\ufffd"]) == (["a\ufffd"], 1)
+    assert (row["note"], row["\ufffd"]) == ([{"\ufffd": "a\ufffd"}], 1)
+
+
+def test_another_column_that_is_nested_too_deeply_is_named_with_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "w1", "note": ' + "[" * 700 + "]" * 700 + "}\n")
+    with pytest.raises(DataError, match="line 1: a column is nested too deeply"):
+        read_examples(file, other_columns=True)
 
 
 def test_a_prompt_that_the_chat_template_refuses_is_named_at_the_start(tmp_path: Path) -> None:
@@ -106,6 +113,35 @@ def test_a_prompt_that_the_chat_template_refuses_is_named_at_the_start(tmp_path:
     with pytest.raises(DataError, match=r"^prompt 3 \(system, user\): .* \(no system role\)$"):
         check_template(rows, tokenizer, {})
     check_template(rows.select([0, 1]), tokenizer, {})
+
+
+def test_prompts_are_tried_by_the_fields_of_their_messages_too(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}"
+        "{% if message.tool_calls and message.tool_calls | length > 1 %}"
+        "{{ raise_exception('one call at once') }}{% endif %}"
+        "{% if message.content == 'w9' %}{{ raise_exception('no w9') }}{% endif %}"
+        "{{ message.content }}{% endfor %}"
+    )
+
+    def prompt(text: str, calls: int) -> str:
+        call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+        messages = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": "", "tool_calls": [call] * calls},
+            {"role": "user", "content": "w2"},
+        ]
+        return json.dumps({"prompt": messages}) + "\n"
+
+    file = tmp_path / "data.jsonl"
+    file.write_text(prompt("w1", 1) + prompt("w9", 1) + prompt("w1", 2))
+    rows = as_dataset(read_examples(file), chat=True)
+    with pytest.raises(DataError, match=r"^prompt 3 .* \(one call at once\)$"):
+        check_template(rows, tokenizer, {})
+    check_template(rows.select([0, 1]), tokenizer, {})
+    with pytest.raises(DataError, match=r"^prompt 2 .* \(no w9\)$"):
+        within_length(rows, tokenizer, 9, {})
 
 
 def test_a_prompts_length_counts_its_chat_template(tmp_path: Path) -> None:
