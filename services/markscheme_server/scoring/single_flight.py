@@ -29,6 +29,8 @@ class SingleFlight(Generic[T]):
 
     def __init__(self) -> None:
         self._flights: dict[str, _Flight[T]] = {}
+        self._tasks: set[asyncio.Task[T]] = set()
+        """Those of all flights, and of dropped ones that still end."""
 
     async def run(self, key: str, work: Work[T], *, deadline: float) -> tuple[T, bool]:
         """Return the result of `work` for `key`, and whether this caller started it.
@@ -44,6 +46,7 @@ class SingleFlight(Generic[T]):
             due = Deadline(deadline)
             flight = _Flight(asyncio.ensure_future(_start(work, due)), due)
             self._flights[key] = flight
+            self._tasks.add(flight.task)
             flight.task.add_done_callback(lambda done: self._forget(key, done))
         flight.deadline.extend(deadline)
         flight.waiters += 1
@@ -68,6 +71,7 @@ class SingleFlight(Generic[T]):
             del self._flights[key]
 
     def _forget(self, key: str, done: "asyncio.Task[T]") -> None:
+        self._tasks.discard(done)
         flight = self._flights.get(key)
         if flight is not None and flight.task is done:
             del self._flights[key]
@@ -76,9 +80,8 @@ class SingleFlight(Generic[T]):
 
     async def drain(self, within_s: float) -> None:
         """Wait up to `within_s` seconds for running work, then cancel the rest."""
-        tasks = [flight.task for flight in self._flights.values()]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=within_s)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=within_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

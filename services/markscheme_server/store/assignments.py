@@ -170,10 +170,10 @@ class AssignmentStore:
             .where(a.id == outcome.id, a.team == outcome.team)
             .values({name: outcome[name] for name in _OUTCOME}),
         )
-        self._finding: Batcher[GroupRef, Assignment | None] = Batcher(self._find)
-        self._assigning: Batcher[_NewAssignment, Assignment] = Batcher(self._assign)
+        self._finding: Batcher[GroupRef, Assignment | None] = Batcher(database, self._find)
+        self._assigning: Batcher[_NewAssignment, Assignment] = Batcher(database, self._assign)
         self._finishing: Batcher[tuple[str, str, GroupOutcome], None] = Batcher(
-            self._finish, weigh=lambda finished: len(finished[2].rollouts)
+            database, self._finish, weigh=lambda finished: len(finished[2].rollouts)
         )
 
     async def find(self, group: GroupRef) -> Assignment | None:
@@ -235,11 +235,6 @@ class AssignmentStore:
     async def finish(self, team: str, assignment_id: str, outcome: GroupOutcome) -> None:
         """Store the group's rollouts and rewards."""
         await self._finishing.submit((team, assignment_id, outcome))
-
-    async def drain(self) -> None:
-        """Wait until all that was handed in is stored."""
-        for batcher in (self._assigning, self._finishing):
-            await batcher.drain()
 
     async def _find(self, groups: Sequence[GroupRef]) -> list[Assignment | None]:
         by_step: dict[tuple[str, str | None, int | None], list[GroupRef]] = defaultdict(list)

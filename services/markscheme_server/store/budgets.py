@@ -74,9 +74,9 @@ class BudgetStore:
         self, database: Database, ledger: LedgerStore, *, owner: str, lease_s: float
     ) -> None:
         self._db, self._ledger, self._owner, self._lease_s = database, ledger, owner, lease_s
-        self._finding: Batcher[str, list[Budget]] = Batcher(self._find)
-        self._holding: Batcher[HoldRequest, HoldResult] = Batcher(self._hold)
-        self._releasing: Batcher[tuple[str, str], None] = Batcher(self._release)
+        self._finding: Batcher[str, list[Budget]] = Batcher(database, self._find)
+        self._holding: Batcher[HoldRequest, HoldResult] = Batcher(database, self._hold)
+        self._releasing: Batcher[tuple[str, str], None] = Batcher(database, self._release)
         self._select_budgets = (
             sa.select(budgets)
             .where(database.in_keys(budgets.c.team, "keys"))
@@ -164,11 +164,6 @@ class BudgetStore:
     async def release(self, team: str, hold_id: str) -> None:
         """Remove the hold of a question for which no request was sent."""
         await self._releasing.submit((team, hold_id))
-
-    async def drain(self) -> None:
-        """Wait until all holds that were handed in are stored."""
-        for batcher in (self._holding, self._releasing):
-            await batcher.drain()
 
     def _prepare_put_holds(self) -> Any:
         """Insert holds, or change those that are not settled yet; binds `changed` to their rows."""

@@ -50,10 +50,11 @@ class ClaimStore:
         self._fences: dict[str, int] = {}
         """Fences of the claims that are renewed, by key."""
         self._renewing: asyncio.Task[None] | None = None
-        self._dropped: set[asyncio.Task[None]] = set()
-        self._acquiring: Batcher[tuple[str, str | None], int | None] = Batcher(self._acquire)
-        self._dropping: Batcher[Claim, None] = Batcher(self._drop)
-        self._checking: Batcher[str, bool] = Batcher(self._is_held)
+        self._acquiring: Batcher[tuple[str, str | None], int | None] = Batcher(
+            database, self._acquire
+        )
+        self._dropping: Batcher[Claim, None] = Batcher(database, self._drop)
+        self._checking: Batcher[str, bool] = Batcher(database, self._is_held)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -140,7 +141,7 @@ class ClaimStore:
         scope they take no round trip to change it.
         """
         # The row may be written after the caller was cancelled; then it is dropped again.
-        acquiring = asyncio.ensure_future(self._acquiring.submit((key, team)))
+        acquiring = self._acquiring.put((key, team))
         try:
             fence = await asyncio.shield(acquiring)
         except asyncio.CancelledError:
@@ -239,7 +240,4 @@ class ClaimStore:
         if done.cancelled() or done.exception() is not None:
             return
         if (fence := done.result()) is not None:
-            task = asyncio.ensure_future(self.drop((key, fence)))
-            # The event loop keeps only weak references to tasks.
-            self._dropped.add(task)
-            task.add_done_callback(self._dropped.discard)
+            self._dropping.put((key, fence))

@@ -149,10 +149,12 @@ class GatheringStore:
             .values(asked_until=database.clock + sa.bindparam("asked_s", type_=sa.Double))
             .returning(r.group_id, r.rollout_id)
         )
-        self._leaving: Batcher[_Left, None] = Batcher(self._leave)
+        self._leaving: Batcher[_Left, None] = Batcher(database, self._leave)
         self._storing: dict[tuple[str, str], asyncio.Future[GroupState | Refusal]] = {}
         self._arriving: Batcher[Arrival, GroupState | Refusal] = Batcher(
-            self._arrive, weigh=lambda a: 1 + _characters(a.response) // CHARACTERS_PER_WEIGHT
+            database,
+            self._arrive,
+            weigh=lambda a: 1 + _characters(a.response) // CHARACTERS_PER_WEIGHT,
         )
 
     async def arrive(self, arrival: Arrival) -> GroupState | Refusal:
@@ -160,7 +162,7 @@ class GatheringStore:
 
         It is stored also when the caller is cancelled; `leave` then waits for that.
         """
-        storing = asyncio.ensure_future(self._arriving.submit(arrival))
+        storing = self._arriving.put(arrival)
         if arrival.asked_s is not None:
             place = (arrival.group_id, arrival.rollout_id)
             self._storing[place] = storing
@@ -260,11 +262,6 @@ class GatheringStore:
             # to be waited for.
             await asyncio.wait([storing])
         await self._leaving.submit(_Left(team, group_id, rollout_id, answered))
-
-    async def drain(self) -> None:
-        """Wait until all arrivals, and the ends of their requests, are stored."""
-        await self._arriving.drain()
-        await self._leaving.drain()
 
     async def _leave(self, left: Sequence["_Left"]) -> list[None]:
         rows = [

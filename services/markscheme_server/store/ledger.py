@@ -76,16 +76,14 @@ class LedgerStore:
             _settle_holds(database),
         )
         self._record_all = database.combine(*self.statements)
-        self._recording: Batcher[JudgeCall, None] = Batcher(self._record, gather_s=GATHER_S)
+        self._recording: Batcher[JudgeCall, None] = Batcher(
+            database, self._record, gather_s=GATHER_S
+        )
 
     async def record(self, call: JudgeCall | None) -> None:
         """Store a call and settle its hold. `None`: nothing was sent, so there is nothing to do."""
         if call is not None:
             await self._recording.submit(call)
-
-    async def drain(self) -> None:
-        """Wait until all calls that were handed in are stored."""
-        await self._recording.drain()
 
     def parameters(self, calls: Sequence[JudgeCall], created_at: datetime) -> dict[str, Any]:
         """Return what `statements` take for these calls."""

@@ -87,7 +87,7 @@ class RubricVersions:
             words=database.search_vector(sa.bindparam("searched", type_=sa.Text))
         )
         self._saving: Batcher[NewRubric, Rubric | MetadataTooLarge] = Batcher(
-            self._save_all, weigh=lambda new: len(new.criteria)
+            database, self._save_all, weigh=lambda new: len(new.criteria)
         )
 
     async def save(
@@ -142,10 +142,6 @@ class RubricVersions:
         if isinstance(saved, MetadataTooLarge):
             raise saved
         return saved
-
-    async def drain(self) -> None:
-        """Wait until all pending writes are stored."""
-        await self._saving.drain()
 
     async def _save_induced(
         self, new: NewRubric, induction: str, claim: Claim | None

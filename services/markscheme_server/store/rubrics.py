@@ -301,9 +301,13 @@ class RubricStore:
             inductions.c.key == bound.key, r.team == bound.viewer, r.retired_at.is_(None)
         )
         self._nearest = _nearest(database)
-        self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find)
-        self._finding_nearest: Batcher[_Query, Rubric | None] = Batcher(self._find_nearest)
-        self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(self._find_induced)
+        self._finding: Batcher[tuple[str, str], Rubric | None] = Batcher(database, self._find)
+        self._finding_nearest: Batcher[_Query, Rubric | None] = Batcher(
+            database, self._find_nearest
+        )
+        self._finding_induced: Batcher[tuple[str, str], Rubric | None] = Batcher(
+            database, self._find_induced
+        )
 
     async def find(self, team: str, rubric_id: str) -> Rubric | None:
         """Return the rubric with this id, if the team may see it."""

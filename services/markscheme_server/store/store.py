@@ -92,13 +92,7 @@ class Store:
 
     async def drain(self) -> None:
         """Wait until all pending writes are stored."""
-        await self.rubric_versions.drain()
-        await self.verdicts.drain()
-        await self.assignments.drain()
-        await self.gathering.drain()
-        await self.teachers.drain()
-        await self.budgets.drain()
-        await self.ledger.drain()
+        await self.database.drain()
 
     async def close(self) -> None:
         """Close the connections."""

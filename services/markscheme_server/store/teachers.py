@@ -43,7 +43,7 @@ class TeacherBank:
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._saving: Batcher[TeacherResponses, int] = Batcher(self._save)
+        self._saving: Batcher[TeacherResponses, int] = Batcher(database, self._save)
         self._saved: dict[tuple[str, str, str], None] = {}
         """Responses known to be stored: training steps send the same ones again and again."""
         t = teacher_responses.c
@@ -80,10 +80,6 @@ class TeacherBank:
         return await self._saving.submit(
             TeacherResponses(team, tuple(prompt), tuple(responses), model)
         )
-
-    async def drain(self) -> None:
-        """Wait until all pending writes are stored: teacher responses were paid for."""
-        await self._saving.drain()
 
     async def _save(self, batch: Sequence[TeacherResponses]) -> list[int]:
         created = now()

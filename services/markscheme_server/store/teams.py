@@ -81,9 +81,9 @@ class TeamStore:
             .join(teams, teams.c.name == api_keys.c.team)
             .where(database.in_keys(api_keys.c.digest, "keys"))
         )
-        self._finding: Batcher[str, AuthenticatedKey | None] = Batcher(self._find)
+        self._finding: Batcher[str, AuthenticatedKey | None] = Batcher(database, self._find)
         self._reading_defaults: Batcher[None, tuple[bool, int | None, ReuseScope | None]] = Batcher(
-            self._read_defaults
+            database, self._read_defaults
         )
 
     async def create(self, name: str, actor: Actor) -> Team:

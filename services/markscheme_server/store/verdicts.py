@@ -74,10 +74,10 @@ class VerdictStore:
             returning=0,
         )
         self._finding: Batcher[tuple[str, tuple[str, ...]], Decisions] = Batcher(
-            self._find, weigh=lambda query: len(query[1])
+            database, self._find, weigh=lambda query: len(query[1])
         )
         self._saving: Batcher[JudgeReply, bool] = Batcher(
-            self._save, gather_s=GATHER_S, weigh=lambda reply: 1 + len(reply.verdicts)
+            database, self._save, gather_s=GATHER_S, weigh=lambda reply: 1 + len(reply.verdicts)
         )
 
     async def find(self, team: str, keys: Iterable[str]) -> Decisions:
@@ -92,10 +92,6 @@ class VerdictStore:
         was taken over: the verdicts were not written then, only the call is in the ledger.
         """
         return await self._saving.submit(reply)
-
-    async def drain(self) -> None:
-        """Wait until all replies that were handed in are stored."""
-        await self._saving.drain()
 
     async def _find(self, queries: Sequence[tuple[str, tuple[str, ...]]]) -> list[Decisions]:
         keys = self._db.keys(key for _, keys in queries for key in keys)

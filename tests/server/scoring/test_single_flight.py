@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from fakes.processes import PATIENCE_S
 from markscheme_server.domain.call_context import Deadline
 from markscheme_server.scoring.single_flight import Abandoned, SingleFlight
 
@@ -85,3 +86,24 @@ async def test_draining_gives_up_what_does_not_end() -> None:
     await flights.drain(0.01)
     with pytest.raises(Abandoned):
         await asking
+
+
+async def test_draining_waits_for_work_that_its_callers_left() -> None:
+    flights: SingleFlight[None] = SingleFlight()
+    ended = False
+
+    async def work(due: Deadline) -> None:
+        nonlocal ended
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            ended = True
+
+    asking = asyncio.ensure_future(flights.run("k", work, deadline=soon()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await flights.drain(PATIENCE_S)
+    assert ended

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -137,3 +138,39 @@ async def until_waiting(database: Database, count: int) -> None:
         with attempt:
             async with database.reading(NO_TEAM) as connection:
                 assert (await connection.execute(waiting)).scalar_one() == count
+
+
+async def test_a_claim_dropped_just_before_the_end_is_not_left_to_its_lease(
+    stores: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = stores[0].claims.release
+
+    async def release_slowly(*args: Any) -> set[str]:
+        await asyncio.sleep(0.05)
+        return await release(*args)
+
+    monkeypatch.setattr(stores[0].claims, "release", release_slowly)
+    working = asyncio.ensure_future((work := Work()).run(stores[0]))
+    await work.begun.wait()
+    working.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)  # the drop is handed in, and nobody waits for it
+    await stores[0].drain()
+    await stores[0].close()
+    async with stores[1].database.reading(NO_TEAM) as connection:
+        assert (await connection.execute(sa.select(claims.c.key))).all() == []
+
+
+async def test_a_connection_in_use_at_the_end_is_waited_for(stores: list[Store]) -> None:
+    async def use() -> int:
+        async with stores[0].database.reading(NO_TEAM) as connection:
+            begun.set()
+            await asyncio.sleep(0.05)
+            return int((await connection.execute(sa.text("SELECT 1"))).scalar_one())
+
+    begun = asyncio.Event()
+    using = asyncio.ensure_future(use())
+    await begun.wait()
+    await stores[0].close()
+    assert using.done()
+    assert await using == 1

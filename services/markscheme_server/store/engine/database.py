@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from markscheme_server.store.engine import driver
 CONNECT_TIMEOUT_S = 5
 COMMAND_TIMEOUT_S = 30
 PING_TIMEOUT_S = 2
+CLOSE_S = 1.0
 BUSY_TIMEOUT_MS = 30_000
 SQLITE_CACHE_KIB = 512
 """Page cache of each SQLite connection. A sort may use as much memory, or 1 MiB if that is more.
@@ -288,6 +290,8 @@ class Database:
         self._driver_statements: WeakKeyDictionary[Any, driver.DriverStatement] = (
             WeakKeyDictionary()
         )
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Batches that are being handled, whether or not somebody waits for them."""
         self.disk_full = False
         """Whether the last write failed because the database's disk was full."""
 
@@ -568,8 +572,17 @@ class Database:
         async with asyncio.timeout(PING_TIMEOUT_S), self.reading(NO_TEAM) as connection:
             await connection.execute(sa.text("SELECT 1"))
 
+    async def drain(self) -> None:
+        """Wait until the batches in `tasks` are handled."""
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; wait `CLOSE_S` for those in use, by requests cut off just now."""
+        pool, until = self.engine.pool, time.monotonic() + CLOSE_S
+        # The pool has no event for it.
+        while isinstance(pool, sa.QueuePool) and pool.checkedout() and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         await self.engine.dispose()
 
 

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import tenacity
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from markscheme_server.store.engine.database import DatabaseUnreachable, ValueRefused
+from markscheme_server.store.engine.database import Database, DatabaseUnreachable, ValueRefused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,34 +28,39 @@ RETRY_S = 10.0
 class Batcher(Generic[Item, Result]):
     """Handles the items of many callers in batches, and returns to each its result.
 
+    `Database.drain` waits for them.
+
     ``handle`` must be idempotent: a batch is repeated when the connection was lost at its commit.
     ``gather_s``: seconds that a batch waits for more items. ``weigh``: the weight of an item.
     """
 
     def __init__(
         self,
+        database: Database,
         handle: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         gather_s: float = 0.0,
         weigh: Callable[[Item], int] = lambda _: 1,
     ) -> None:
-        self._handle, self._gather_s, self._weigh = handle, gather_s, weigh
+        self._database, self._handle = database, handle
+        self._gather_s, self._weigh = gather_s, weigh
         self._last_size = 0
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._runner: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
         """Handle ``item``, also when the caller is cancelled: a paid verdict must be stored."""
+        return await asyncio.shield(self.put(item))
+
+    def put(self, item: Item) -> "asyncio.Future[Result]":
+        """Have ``item`` handled; return a future of its result. Do not cancel it."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.ensure_future(self._run())
-        return await asyncio.shield(future)
-
-    async def drain(self) -> None:
-        """Wait until all items are handled."""
-        if self._runner is not None:
-            await asyncio.gather(self._runner, return_exceptions=True)
+            self._database.tasks.add(self._runner)
+            self._runner.add_done_callback(self._database.tasks.discard)
+        return future
 
     async def _run(self) -> None:
         while self._waiting:
