@@ -29,10 +29,22 @@ class LoopThread:
 
 
 async def _cancel_the_rest() -> None:
-    await asyncio.sleep(
-        0.01
-    )  # what was just accepted begins: cancelled before, it could not close its connection
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    # A task that was cancelled before it began could not close the connection it was made for.
+    for transport in list(asyncio.get_running_loop()._transports.values()):  # type: ignore[attr-defined]
+        transport.abort()
+    await asyncio.sleep(0)  # their sockets are closed now
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stop listening, without leaving sockets open that were just accepted.
+
+    asyncio of Python 3.11 leaves them to the garbage collector when it closes a server (gh-109564).
+    """
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    server.close()
