@@ -97,34 +97,38 @@ def test_a_score_costs_a_few_statements_whatever_its_criteria(served: tuple[str,
     url, _, log = served
     warm = create_rubric(url, "a first prompt")
     send_all([score(url, warm, ["what a process asks once"], prompt="a first prompt")])
-    counts: dict[str, list[int]] = {"cold": [], "known": []}
-    said = {}
-    for criteria in (1, 50):
-        rubric_id = create_rubric(url, f"prompt {criteria}", criteria=criteria)
-        settled(log, [])
-        for state in ("cold", "known"):
-            asked = score(url, rubric_id, ["an answer"], prompt=f"prompt {criteria}")
-            assert send_all([asked])[0].rewards == [1.0]
-            said[state] = settled(log, log.new())
-            counts[state].append(len(said[state]))
-    assert counts["known"][0] == counts["known"][1], said["known"]
-    assert counts["cold"][0] == counts["cold"][1], said["cold"]
-    assert counts["known"][0] <= KNOWN_MOST, "\n".join(words[:160] for _, words in said["known"])
-    assert counts["cold"][0] <= COLD_MOST, "\n".join(words[:160] for _, words in said["cold"])
+    for attempt in eventually():  # one that ends late on a busy machine counts for the next
+        with attempt:
+            counts: dict[str, list[int]] = {"cold": [], "known": []}
+            said = {}
+            for criteria in (1, 50):
+                prompt = f"prompt {criteria} {attempt.retry_state.attempt_number}"
+                rubric_id = create_rubric(url, prompt, criteria=criteria)
+                settled(log, [])
+                for state in ("cold", "known"):
+                    asked = score(url, rubric_id, ["an answer"], prompt=prompt)
+                    assert send_all([asked])[0].rewards == [1.0]
+                    said[state] = settled(log, log.new())
+                    counts[state].append(len(said[state]))
+            listed = {state: "\n".join(words[:160] for _, words in said[state]) for state in said}
+            assert counts["known"][0] == counts["known"][1] <= KNOWN_MOST, listed["known"]
+            assert counts["cold"][0] == counts["cold"][1] <= COLD_MOST, listed["cold"]
 
 
 def test_rollouts_and_groups_do_not_multiply_it(served: tuple[str, str, Log]) -> None:
     url, _, log = served
     rubric_id = create_rubric(url, criteria=6)
-    counts = []
-    for rollouts in (2, 64):
-        texts = [f"answer {i}" for i in range(rollouts)]
-        assert None not in send_all([score(url, rubric_id, texts)])[0].rewards
-        settled(log, [])
-        again = send_all([score(url, rubric_id, texts)])[0]
-        assert again.json["usage"]["judge_calls"] == 0
-        counts.append(len(settled(log, log.new())))
-    assert counts[0] == counts[1] <= KNOWN_MOST
+    for attempt in eventually():  # as above
+        with attempt:
+            counts = []
+            for rollouts in (2, 64):
+                texts = [f"answer {i}" for i in range(rollouts)]
+                assert None not in send_all([score(url, rubric_id, texts)])[0].rewards
+                settled(log, [])
+                again = send_all([score(url, rubric_id, texts)])[0]
+                assert again.json["usage"]["judge_calls"] == 0
+                counts.append(len(settled(log, log.new())))
+            assert counts[0] == counts[1] <= KNOWN_MOST
 
 
 @pytest.mark.timed
