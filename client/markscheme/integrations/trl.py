@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from markscheme.integrations.pending import PendingScores, is_outage
 from markscheme.integrations.processes import current_process_group
@@ -625,6 +625,6 @@ def _warn_of_problems(rows: Sequence[Row]) -> None:
         )
 
 
-def _is_known(value: Any) -> bool:
+def _is_known(value: Any) -> TypeGuard[float]:
     """Return whether it is a reward: no `None`, and no NaN, which TRL takes for the same."""
     return value is not None and not math.isnan(value)
