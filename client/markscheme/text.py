@@ -20,6 +20,14 @@ def check_valid(text: str) -> str:
     return text
 
 
+def is_blank(text: str) -> bool:
+    """Return whether nothing of `text` can be seen: it holds white space and invisible characters.
+
+    Such as the zero-width space, which `str.strip` leaves.
+    """
+    return not any(each.isprintable() and not each.isspace() for each in text)
+
+
 def _is_usable(text: str) -> bool:
     """Return whether there is nothing to replace; 20 times faster than the expression."""
     if "\0" in text:

@@ -424,11 +424,11 @@ class TrainConfig(GRPOConfig):  # type: ignore[misc]
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file, with `key=value` overrides applied on top. Raises `ConfigError`."""
     try:
-        given = yaml.safe_load(path.read_text())
+        given = _parse_yaml(path.read_text("utf-8-sig"), str(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path} must hold keys and values, such as `model: …`")
     return build_config({**given, **parse_overrides(overrides)})
@@ -441,8 +441,33 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"`{override}` is not of the form key=value")
-        pairs[key.strip()] = yaml.safe_load(value)
+        pairs[key.strip()] = _parse_yaml(value, f"the value of `{key.strip()}`")
     return pairs
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: of two PyYAML takes the last one, without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"`{key.value}` stands twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except RecursionError as error:
+        raise ConfigError(f"{name} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # such as a date that there is not
+        raise ConfigError(f"{name} is not YAML: {error}") from error
 
 
 def build_config(given: Mapping[str, Any]) -> TrainConfig:

@@ -34,17 +34,18 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         lower = value > self.low if self.above else value >= self.low
-        return lower and value <= self.high and math.isfinite(value)
+        # Compared, and not converted: an integer may be larger than any float.
+        return lower and value <= self.high and -math.inf < value < math.inf
 
     def __str__(self) -> str:
         if math.isinf(self.low):
-            return f"at most {self.high:g}"
+            return f"at most {self.high:.10g}"
         if math.isinf(self.high):
-            return f"{'above' if self.above else 'at least'} {self.low:g}"
+            return f"{'above' if self.above else 'at least'} {self.low:.10g}"
         return (
-            f"above {self.low:g} and at most {self.high:g}"
+            f"above {self.low:.10g} and at most {self.high:.10g}"
             if self.above
-            else (f"from {self.low:g} to {self.high:g}")
+            else (f"from {self.low:.10g} to {self.high:.10g}")
         )
 
 
@@ -52,6 +53,10 @@ SHARE = Range(0, 1)
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
+SEED = Range(0, 2**32 - 1)
+MAX_RUN_ID = 190
+"""Maximum length of a run's name: the service takes 200, and an evaluation adds to it."""
+MAX_INTEGER = 2**53
 RANGES = {
     "max_unscored": SHARE,
     "max_outage_s": NOT_NEGATIVE,
@@ -63,7 +68,20 @@ RANGES = {
     "max_resampling_rounds": NOT_NEGATIVE,
     "reward_lag": SHARE,
     "early_stopping_patience": COUNT,
+    "num_generations": Range(2),
     # TRL and torch refuse some of these only in the first step, and others never.
+    "max_completion_length": COUNT,
+    "seed": SEED,
+    "data_seed": SEED,
+    "max_grad_norm": NOT_NEGATIVE,
+    "adam_epsilon": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "num_train_epochs": POSITIVE,
+    "logging_steps": POSITIVE,
+    "save_steps": POSITIVE,
+    "save_total_limit": COUNT,
+    "ddp_timeout": COUNT,
+    "vllm_gpu_memory_utilization": Range(0, 1, above=True),
     "per_device_train_batch_size": COUNT,
     "per_device_eval_batch_size": COUNT,
     "gradient_accumulation_steps": COUNT,
@@ -129,6 +147,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "loss_type": ("dapo", "dr_grpo", "bnpo", "grpo", "cispo", "luspo", "sapo", "vespo"),
     "scale_rewards": ("none", "group", "batch"),
     "importance_sampling_level": ("token", "sequence"),
+    "vllm_mode": ("server", "colocate"),
     "vllm_importance_sampling_mode": (
         "token_truncate",
         "token_mask",
@@ -155,7 +174,10 @@ def check_ranges(config: "TrainConfig") -> None:
     for key, allowed in (RANGES | thresholds).items():
         value = getattr(config, key)
         if value is not None and value not in allowed:
-            raise ConfigError(f"`{key}` must be {allowed}, not {value:g}")
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"`{key}` must be {allowed}, not {shown}")
+    if config.num_generations is None:  # TRL leaves it to evaluations
+        raise ConfigError("`num_generations` must not be empty")
 
 
 def check_method(config: "TrainConfig") -> None:
@@ -255,6 +277,7 @@ def check_settings(config: "TrainConfig", given: Mapping[str, Any]) -> None:
         given: What the user set.
     """
     problems = chain(
+        _number_problems(given),
         _value_problems(config),
         _evaluation_problems(config, given),
         _adapter_problems(config, given),
@@ -280,7 +303,29 @@ def check_installed(config: "TrainConfig") -> None:
         raise ConfigError(f"report_to: {error} Or set report_to: none") from error
 
 
+def _number_problems(given: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in given.items():
+        waiting = [value]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, Mapping):
+                waiting.extend(each.values())
+            elif isinstance(each, list):
+                waiting.extend(each)
+            elif isinstance(each, float) and not math.isfinite(each):
+                yield f"{key}: {each} is no number that can be used"
+            elif isinstance(each, int) and abs(each) > MAX_INTEGER:
+                yield f"{key}: a number is too large"
+
+
 def _value_problems(config: "TrainConfig") -> Iterator[str]:
+    if not config.output_dir:
+        yield "output_dir must not be empty: name a folder"
+    # Found here, and not by the service once the first batch was generated.
+    if config.run_id and not re.fullmatch(
+        rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_RUN_ID}}}", config.run_id
+    ):
+        yield f"run_id must be 1 to {MAX_RUN_ID} characters, without control characters"
     for key, words in _CHOICES.items():
         if getattr(config, key) not in words:
             yield f"{key} must be one of {', '.join(words)}, not {getattr(config, key)}"
@@ -366,7 +411,8 @@ def _adapter_problems(config: "TrainConfig", given: Mapping[str, Any]) -> Iterat
 def _reward_problems(config: "TrainConfig") -> Iterator[str]:
     weights = config.reward_weights
     if weights is not None and not (
-        isinstance(weights, list) and all(isinstance(w, int | float) for w in weights)
+        isinstance(weights, list)
+        and all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights)
     ):
         yield "reward_weights must be a list of numbers, the rubric's first"
     if not isinstance(config.rewards, list) or not all(isinstance(r, str) for r in config.rewards):

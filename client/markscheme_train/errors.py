@@ -10,7 +10,7 @@ TrainError
 └── Interrupted      saved, can go on with --resume: no service, or too much unscored
 """
 
-SETTING_ERRORS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+SETTING_ERRORS = (ValueError, TypeError, ImportError, OSError, RuntimeError, ArithmeticError)
 """What TRL, transformers and their extras raise for settings that they cannot use."""
 
 

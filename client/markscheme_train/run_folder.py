@@ -4,6 +4,7 @@ It holds the run's id at the service, and the settings that decide what the run 
 """
 
 import json
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from markscheme_train.errors import ConfigError
 from markscheme_train.sharding import weight_sharding
 
 RUN_ID_FILE = "run_id"
+MAX_NAME = 150
+"""Characters of its folder's name in the name that a run is given."""
 SETTINGS_FILE = "settings.json"
 CHANGEABLE_ON_RESUME = (
     "output_dir",
@@ -220,7 +223,9 @@ def resolve_run_id(config: TrainConfig, output: Path, *, resume: bool) -> str:
         return config.run_id
     if resume and file.is_file():
         return file.read_text().strip()
-    run_id = f"{output.name}-{secrets.token_hex(4)}"
+    # A folder may have a name that no run can have.
+    name = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", output.name)[:MAX_NAME]
+    run_id = f"{name}-{secrets.token_hex(4)}"
     if config.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)
         file.write_text(run_id + "\n")

@@ -44,6 +44,7 @@ from markscheme_server.judge_settings import (
     JudgeRole,
     JudgeSettings,
     JudgeVariables,
+    check_key,
     origin_of,
 )
 
@@ -104,6 +105,7 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     home: Path = Field(default=HOME, description="Where the default SQLite file lives")
@@ -310,7 +312,10 @@ class Settings(BaseSettings):
         value = os.environ.get(variable)
         if not value:
             raise ValueError(f"the judge {name!r} takes its key from {variable}, which is not set")
-        return SecretStr(value)
+        try:
+            return check_key(SecretStr(value))
+        except ValueError as error:
+            raise ValueError(f"{variable}: {error}") from error
 
     @property
     def sqlalchemy_url(self) -> str:
@@ -443,11 +448,15 @@ def _read_file(path: Path) -> _File:
         ValueError: The file cannot be read; the message names it and the place in it.
     """
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(
             f"cannot read {path}: {error.strerror}; check MARKSCHEME_CONFIG"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     try:

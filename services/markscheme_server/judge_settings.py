@@ -5,12 +5,14 @@ the same fields; `config` reads them.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from markscheme.schema.metadata import check_json
 from markscheme.vocabulary import View
 from markscheme_server.domain.usage import NANO
 
@@ -38,13 +41,14 @@ JudgeRole = Literal[Role, "shadow"]
 """The roles of judges, which the ledger records with each call. `shadow`: verify again what another
 judge, or the same one, has verified."""
 StructuredOutput = Literal["auto", "json_schema", "json_object", "text"]
-Temperature = Annotated[float, Field(ge=0)] | Literal["default"] | None
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["default"] | None
 """`default` sends none, so that the endpoint uses its own; `None` is not set."""
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None
 """USD per million tokens; at most one dollar a token."""
 Rationale = Literal["off", "short"]
 
 _TEMPERATURES: Mapping[Role, float] = {"rubricator": 0.7, "verifier": 0.0, "teacher": 1.0}
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _RESERVED_BODY_FIELDS = frozenset(
     {
         "model",
@@ -71,10 +75,40 @@ def _parse_json(value: object) -> object:
         raise ValueError(f"this is not JSON: {error}") from error
 
 
+def check_key(key: SecretStr) -> SecretStr:
+    """Return a key that can be sent, without the white space around it. Raises `ValueError`."""
+    text = key.get_secret_value().strip()
+    if not _is_sendable(text):
+        raise ValueError("a key is of printable ASCII characters: copy it again")
+    return SecretStr(text)
+
+
+def _is_sendable(text: str) -> bool:
+    """Return whether a header can hold it."""
+    return text.isascii() and text.isprintable()
+
+
+def _check_url(url: str) -> None:
+    """Raise `ValueError` for an address that no call could be sent to."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"the base_url {url!r} has no scheme: write 'http://{url}' or 'https://{url}'"
+        )
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"the base_url is no address: {error}") from error
+    if not host or not url.isprintable() or " " in url:
+        raise ValueError("the base_url has no host, or holds white space")
+
+
 class JudgeOptions(BaseModel):
     """The settings of a judge, in a table of `markscheme.toml` and in variables alike."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     base_url: str | tuple[str, ...] | None = Field(
         default=None, description="One endpoint, or several that serve the very same model"
@@ -104,9 +138,9 @@ class JudgeOptions(BaseModel):
         description="Sent unchanged: minimal, low, medium, high, …",
     )
     seed: int | None = Field(default=None, description="Sent unchanged")
-    extra_body: Annotated[dict[str, Any], BeforeValidator(_parse_json)] = Field(
-        default={}, description="More fields of the request's body"
-    )
+    extra_body: Annotated[
+        dict[str, Any], BeforeValidator(_parse_json), AfterValidator(check_json)
+    ] = Field(default={}, description="More fields of the request's body")
     extra_headers: Annotated[dict[str, str], BeforeValidator(_parse_json)] = Field(
         default={}, description="More headers of the request"
     )
@@ -157,10 +191,8 @@ class JudgeOptions(BaseModel):
                 "model"
             )
         for url in self.base_urls:
-            if url is not None and not url.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"the base_url {url!r} has no scheme: write 'http://{url}' or 'https://{url}'"
-                )
+            if url is not None:
+                _check_url(url)
         if reserved := sorted(_RESERVED_BODY_FIELDS & self.extra_body.keys()):
             raise ValueError(
                 f"extra_body must not hold {', '.join(reserved)}: the service sets these, by "
@@ -170,6 +202,9 @@ class JudgeOptions(BaseModel):
             raise ValueError(
                 "extra_headers must not hold Authorization: the key goes into api_key_env"
             )
+        for name, value in self.extra_headers.items():
+            if not (_HEADER.fullmatch(name) and _is_sendable(value)):
+                raise ValueError(f"extra_headers: no header can hold {name!r} and its value")
         return self
 
     @property
@@ -184,7 +219,7 @@ class JudgeVariables(JudgeOptions):
     """The judge or teacher that environment variables describe, if they name a model."""
 
     model: str | None = None
-    api_key: SecretStr | None = None
+    api_key: Annotated[SecretStr, AfterValidator(check_key)] | None = None
 
     def judge(self, **defaults: Any) -> "JudgeSettings | None":
         """Return the judge, with `defaults` for fields that no variable sets."""

@@ -22,6 +22,7 @@ from markscheme.exchange import (
 )
 from markscheme.exchange.paths import same
 from markscheme.schema import Criterion, Message, Provenance, Rubric
+from markscheme.text import is_blank
 from markscheme.vocabulary import CATEGORIES, EXCHANGE_FORMATS, ExchangeFormat, Role
 
 PROMPT = (Message(role="user", content="Name a colour."),)
@@ -221,7 +222,7 @@ def test_native_holds_all_that_a_rubric_says() -> None:
             source="be short",
             check={"kind": "count", "of": "commas", "min": 1},
         ),  # type: ignore[arg-type]
-        Criterion(id="c2", text=" ", points=100),
+        Criterion(id="c2", text=" x ", points=100),
         prompt=(Message(role="system", content=""), Message(role="tool", content="x")),
         tags=("a:b", "ü"),
     )
@@ -448,7 +449,7 @@ def test_the_prompt_is_given_where_there_is_none_and_only_there(format: Exchange
 
 TEXTS = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=60
-)
+).filter(lambda text: not is_blank(text))
 CHECKS: st.SearchStrategy[Any] = st.none() | st.sampled_from(
     [
         {"kind": "max_words", "value": 3},

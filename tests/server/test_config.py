@@ -97,12 +97,52 @@ def test_a_key_that_is_not_set_is_said(tmp_path: Path) -> None:
         ('[judges."a b"]\nmodel = "m"\n', "a b"),
         ('[roles]\ncook = "x"\n', "roles.cook"),
         ("[judges\n", "is not TOML"),
+        ("x = " + "[" * 5000, "is nested too deeply"),
+        ('[judges.x]\nmodel = "m"\ntimeout_s = inf\n', "finite number"),
+        ('[judges.x]\nmodel = "m"\ntemperature = nan\n', "finite number"),
+        ('[judges.x]\nmodel = "m"\nextra_body = {top_p = nan}\n', "every number must be finite"),
+        ('[judges.x]\nmodel = "m"\nextra_body = {day = 2026-01-01}\n', "a date is not JSON"),
+        ('[judges.x]\nmodel = "m"\nextra_headers = {"X Y" = "a"}\n', "no header can hold"),
+        ('[judges.x]\nmodel = "m"\nextra_headers = {X = "é"}\n', "no header can hold"),
+        ('[judges.x]\nmodel = "m"\nbase_url = "http://h:99999/v1"\n', "is no address"),
+        ('[judges.x]\nmodel = "m"\nbase_url = "http://[::1"\n', "is no address"),
+        ('[judges.x]\nmodel = "m"\nbase_url = "https://"\n', "has no host"),
+        ('[judges.x]\nmodel = "m"\nbase_url = "http://a b"\n', "holds white space"),
         ('[judges.x]\nmodel = "m"\nconcurrency = 0\n', "concurrency"),
     ],
 )
 def test_what_is_wrong_in_the_file_is_named(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=words):
         settings(config=written(tmp_path, text))
+
+
+def test_a_file_of_another_encoding_is_named_and_a_mark_is_none_of_its_text(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "markscheme.toml"
+    file.write_bytes(b'[judges.x]\nmodel = "\xe9"\n')
+    with pytest.raises(ValidationError, match=r"markscheme\.toml is not UTF-8"):
+        settings(config=file)
+    file.write_bytes(b'\xef\xbb\xbf[judges.x]\nmodel = "m"\n')
+    assert settings(config=file).judges["x"].model == "m"
+
+
+def test_a_key_is_sent_without_the_white_space_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, '[judges.x]\nmodel = "m"\napi_key_env = "KEY"\n')
+    monkeypatch.setenv("KEY", " sk-1\n")
+    key = settings(config=file).key_of("x")
+    assert key is not None
+    assert key.get_secret_value() == "sk-1"
+    for bad in ("sk-é", "sk\n1", "sk\x7f"):
+        monkeypatch.setenv("KEY", bad)
+        with pytest.raises(ValueError, match="KEY: a key is of printable ASCII"):
+            settings(config=file).key_of("x")
+        monkeypatch.setenv("MARKSCHEME_JUDGE_API_KEY", bad)
+        with pytest.raises(ValidationError, match="a key is of printable ASCII"):
+            settings()
+        monkeypatch.delenv("MARKSCHEME_JUDGE_API_KEY")
 
 
 def test_a_file_that_is_named_must_be_there(tmp_path: Path) -> None:

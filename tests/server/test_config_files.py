@@ -95,6 +95,14 @@ def test_files_of_the_home_are_read(folder: Path) -> None:
     assert "is not TOML" in run("migrate", folder=folder).stderr
 
 
+def test_a_variable_for_all_of_a_teacher_is_said_to_be_none(folder: Path) -> None:
+    done = run("migrate", folder=folder, MARKSCHEME_TEACHER="gpt-5")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(
+        "MARKSCHEME_TEACHER is not known; docs/configuration.md has those of a judge and a teacher"
+    )
+
+
 def test_a_file_that_is_named_and_not_there_is_an_error(folder: Path) -> None:
     done = run("migrate", "--env-file", "absent", folder=folder)
     assert done.returncode == 2

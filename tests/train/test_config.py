@@ -136,6 +136,16 @@ def test_trls_keys_of_the_batch_beat_the_presets() -> None:
         ("prompts_per_step", 0, "at least 1"),
         ("steps_per_batch", 0, "at least 1"),
         ("temperature", 0, "above 0"),
+        ("num_generations", 0, "at least 2"),
+        ("max_completion_length", 0, "at least 1"),
+        ("seed", -1, "from 0 to 4294967295"),
+        ("max_grad_norm", float("nan"), "at least 0"),
+        ("warmup_steps", float("nan"), "at least 0"),
+        ("num_train_epochs", 0, "above 0"),
+        ("logging_steps", -1, "above 0"),
+        ("save_steps", 0, "above 0"),
+        ("ddp_timeout", 0, "at least 1"),
+        ("vllm_gpu_memory_utilization", 2, "above 0 and at most 1"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_range(key: str, value: float, allowed: str) -> None:
@@ -224,6 +234,61 @@ def test_an_integer_is_taken_for_a_float_field() -> None:
 def test_what_is_wrong_is_named(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_config(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_generations": None}, "`num_generations` must not be empty"),
+        ({"adam_epsilon": float("nan")}, "`adam_epsilon` must be at least 0, not nan"),
+        ({"reward_weights": [1, float("nan")]}, "reward_weights: nan is no number"),
+        ({"reward_weights": [True]}, "reward_weights must be a list of numbers"),
+        ({"generation_kwargs": {"top_p": float("inf")}}, "generation_kwargs: inf is no number"),
+        ({"max_prompt_length": 10**400}, "max_prompt_length: a number is too large"),
+        ({"output_dir": ""}, "output_dir must not be empty"),
+        ({"run_id": "a\nb"}, "run_id must be 1 to 190 characters, without control"),
+        ({"run_id": "\ud800"}, "run_id must be 1 to 190 characters, without control"),
+        ({"run_id": "r" * 191}, "run_id must be 1 to 190 characters, without control"),
+        ({"vllm_mode": "local"}, "vllm_mode must be one of server, colocate"),
+    ],
+)
+def test_what_only_a_later_step_would_trip_over_is_refused_at_the_start(
+    given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_config(NEEDED | given)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: m\n".encode("utf-16"), "is not UTF-8"),
+        (b"model: \xe9\n", "is not UTF-8"),
+        (b"model: " + b"[" * 3000, "is nested too deeply"),
+        (b"model: m\nrun_id: 2026-13-45\n", "is not YAML: month must be"),
+        (b"model: m\ndata: d\nseed: 1\nseed: 2\n", "`seed` stands twice"),
+        (b"model: m\ngeneration_kwargs: {top_p: 1, top_p: 2}\n", "`top_p` stands twice"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"train\.yaml .*{message}|{message}"):
+        load_config(file)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_bytes(b"\xef\xbb\xbfmodel: m\ndata: d.jsonl\n")
+    assert load_config(file).model == "m"
+
+
+@pytest.mark.parametrize("value", ["[", "{", "!!python/none x", "[" * 3000])
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("model: m\ndata: d.jsonl\n")
+    with pytest.raises(ConfigError, match="the value of `run_id` is"):
+        load_config(file, [f"run_id={value}"])
 
 
 def test_an_override_needs_a_key_and_a_value(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def as_json(value: Any) -> Any:
     """Return a value that JSON has no type for as one that it has; other values as they are.
 
-    Dates and times become ISO 8601 text, durations seconds, decimals numbers, bytes base64.
+    Dates and times become ISO 8601 text, durations seconds, decimals numbers; bytes
+    become the text that they are in UTF-8, else base64.
     """
     match value:
         case date() | time():
@@ -99,7 +100,10 @@ def as_json(value: Any) -> Any:
         case Decimal():
             return int(value) if value == value.to_integral_value() else float(value)
         case bytes():
-            return base64.b64encode(value).decode()
+            try:
+                return value.decode()  # older writers of Parquet mark no column as text
+            except UnicodeDecodeError:
+                return base64.b64encode(value).decode()
         case dict():
             return {name: as_json(each) for name, each in value.items()}
         case list():

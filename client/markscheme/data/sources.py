@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,15 @@ OTHER_TABLES = (".tsv", ".xlsx", ".xls", ".arrow", ".feather", ".orc")
 """Tables that people have and that no reader takes."""
 SCORED = ".scored.jsonl"
 """Ending of what `markscheme score` writes beside its input."""
+_SIGNATURES = (
+    (b"\x1f\x8b", "is compressed (gzip): unpack it first"),
+    (b"PK\x03\x04", "is an archive (zip), as .xlsx files are too: unpack it, or save it as text"),
+    (b"BZh", "is compressed (bzip2): unpack it first"),
+    (b"\xfd7zXZ\0", "is compressed (xz): unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is compressed (zstd): unpack it first"),
+    (b"PAR1", "is a Parquet file: give it the ending .parquet"),
+)
+"""How a file begins that is none of text, and what to do with it."""
 _HUB_NAME = re.compile(
     r"(?P<path>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?:(?P<split>[\w.+%:\[\]-]+)"
 )
@@ -84,6 +94,7 @@ def open_source(name: str | Path) -> DataSource:
     if path.suffix.lower() in OTHER_TABLES:
         raise SourceError(f"{name} is no {', '.join(READERS)} file: save it as one of them")
     reader = READERS.get(path.suffix.lower())
+    _refuse_other_content(path)
     if there:
         # Any other ending is taken for JSON Lines, as it always was.
         return (reader or JsonLines)(path)
@@ -91,6 +102,17 @@ def open_source(name: str | Path) -> DataSource:
         return HubSplit(name, hub["path"], hub["config"], hub["split"])
     hint = "" if reader else "; a data set of the hub is named with its split: org/name:train"
     raise SourceError(f"there is no file or folder {name}{hint}")
+
+
+def _refuse_other_content(path: Path) -> None:
+    """Raise `SourceError` for a file whose content is not what its name says."""
+    if path.suffix.lower() == ".parquet" or not path.is_file():  # a pipe can be read once only
+        return
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(8)
+        for signature, advice in _SIGNATURES:
+            if start.startswith(signature):
+                raise SourceError(f"{path} {advice}")
 
 
 def _open_folder(path: Path) -> DataSource:

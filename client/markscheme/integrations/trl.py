@@ -9,12 +9,13 @@ does.
 import asyncio
 import inspect
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from markscheme.integrations.pending import PendingScores, is_outage
 from markscheme.integrations.processes import current_process_group
@@ -504,9 +505,9 @@ class Together:
     """Several reward functions as one: their weighted sum, `None` wherever a rubric's reward is.
 
     TRL adds up the rewards that are known, so a rollout that the service could not score would be
-    rewarded by the other functions alone. Another function's `None` adds nothing, as in TRL; where
-    all are `None`, so is the sum. Each function's mean is logged under `together/`. Async if one
-    of the functions is; then the sync ones are called first.
+    rewarded by the other functions alone. Another function's `None` or NaN adds nothing, as in
+    TRL; where all are `None`, so is the sum. Each function's mean is logged under `together/`.
+    Async if one of the functions is; then the sync ones are called first.
 
     Args:
         functions: Reward functions as TRL takes them, no reward models.
@@ -544,15 +545,15 @@ class Together:
         **_columns: Any,
     ) -> list[float | None]:
         for function, part in zip(self.functions, parts, strict=True):
-            known = [float(value) for value in part if value is not None]
+            known = [float(value) for value in part if _is_known(value)]
             if log_metric is not None and known:
                 log_metric(f"together/{_name(function)}", sum(known) / len(known))
         return [self._row(values) for values in zip(*parts, strict=True)]
 
-    def _row(self, values: Sequence[float | None]) -> float | None:
+    def _row(self, values: Sequence[Any]) -> float | None:
         known = []
         for function, weight, value in zip(self.functions, self.weights, values, strict=True):
-            if value is not None:
+            if _is_known(value):
                 known.append(weight * float(value))
             elif isinstance(function, RubricReward):
                 return None
@@ -622,3 +623,8 @@ def _warn_of_problems(rows: Sequence[Row]) -> None:
             len(rows),
             problems[0],
         )
+
+
+def _is_known(value: Any) -> TypeGuard[float]:
+    """Return whether it is a reward: no `None`, and no NaN, which TRL takes for the same."""
+    return value is not None and not math.isnan(value)

@@ -53,7 +53,9 @@ Text = Annotated[str, AfterValidator(check_valid)]
 """Any text without NUL and lone surrogates."""
 ModelText = Annotated[str, BeforeValidator(_visible)]
 """A model's output: NUL and lone surrogates in it are replaced by U+FFFD."""
-ShortText = Annotated[Text, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH)]
+ShortText = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_TEXT_LENGTH), AfterValidator(check_valid)
+]
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=400, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]

@@ -28,6 +28,7 @@ from markscheme.schema.base import (
 )
 from markscheme.schema.metadata import MAX_METADATA_BYTES, Metadata, json_bytes
 from markscheme.schema.teachers import TeacherResponses
+from markscheme.text import is_blank
 from markscheme.vocabulary import (
     Category,
     ReusePolicy,
@@ -135,6 +136,8 @@ def _check_criteria(criteria: list[Criterion]) -> list[Criterion]:
         raise ValueError("give every criterion an id, or none")
     if len(set(ids)) != len(ids):
         raise ValueError("criterion ids must be unique")
+    if any(is_blank(c.text) for c in criteria):
+        raise ValueError("the text of a criterion must hold more than white space")
     if any(c.points == 0 for c in criteria):
         raise ValueError("points must not be 0")
     if not any(c.points > 0 for c in criteria):

@@ -231,7 +231,12 @@ class Authenticator:
                 code="key_ended",
                 param="prefix",
             )
-        until = now() + (old.expires_at - old.created_at) if old.expires_at is not None else None
+        until = None
+        if old.expires_at is not None:
+            try:
+                until = now() + (old.expires_at - old.created_at)
+            except OverflowError:  # to the end of the calendar, as for ever is often written
+                until = old.expires_at
         # The new key comes first: a failure in between leaves two valid keys, not none.
         secret, new = await self.create_key(
             old.team, old.scopes, label=old.label, expires_at=until, actor=actor

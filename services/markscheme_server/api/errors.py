@@ -231,7 +231,10 @@ def _count_fields(place: Sequence[Any]) -> int:
 
 def _names_a_field(part: Any) -> bool:
     """Tell a field or an index from pydantic's own name of a type or a validator."""
-    return isinstance(part, int) or (part.isidentifier() and part not in _TYPE_NAMES)
+    if isinstance(part, int):
+        return True
+    # The name of a header holds hyphens.
+    return part.replace("-", "_").isidentifier() and part not in _TYPE_NAMES
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:

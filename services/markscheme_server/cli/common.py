@@ -14,6 +14,7 @@ import structlog
 import typer
 from dotenv import dotenv_values
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import make_url
@@ -79,6 +80,11 @@ def read_settings() -> Settings:
         variable = variable_of(first["loc"])
         message = str(first["msg"]).removeprefix("Value error, ")
         fail(f"{variable}: {message}" if variable else message)
+    except SettingsError as error:
+        # A judge has a variable for each of its fields, and none for all of it.
+        field = re.search(r'"(\w+)"', str(error))
+        name = f"MARKSCHEME_{field[1].upper()}" if field else "a variable"
+        fail(f"{name} is not known; docs/configuration.md has those of a judge and a teacher")
     _log_files(file, settings)
     if settings.database_url is None:
         # The default database lies in this folder, so that its permissions are ours to set.

@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
+from markscheme_server.judge.choices import finish_of, is_refusal
 from markscheme_server.judge.refusal_table import ProviderError, kind_of
 from markscheme_server.judge.refusals import Refusal, RefusalKind
 
@@ -20,22 +22,9 @@ _NOT_ACCEPTED = re.compile(
     r"|incompatible|does not accept|only .{0,30}(?:supported|allowed)"
     r"|maximum allowed|valid range|may only"
 )
-_REFUSING_FINISHES = frozenset(
-    {
-        "content_filter",
-        "content_filtered",
-        "safety",
-        "recitation",
-        "prohibited_content",
-        "blocklist",
-        "spii",
-        "image_safety",
-        "refusal",
-        "sensitive",
-        "model_armor",
-        "guardrail_intervened",
-        "violation",
-    }
+_REFUSING_FINISH = re.compile(
+    r"filter|safety|refus|recitation|prohibited|blocklist|spii|sensitive|model_armor|guardrail"
+    r"|violation|toxic|moderation"
 )
 _FAILING_FINISHES: Mapping[str, int] = {
     "error": 502,
@@ -45,7 +34,23 @@ _FAILING_FINISHES: Mapping[str, int] = {
     "aborted": 503,
     "cancelled": 503,
     "timeout": 504,
+    "rate_limit": 429,
+    "rate_limit_exceeded": 429,
 }
+
+_SENTENCES = (
+    "message",
+    "detail",
+    "msg",
+    "error_msg",
+    "error_message",
+    "reason",
+    "status_msg",
+    "faultstring",
+    "title",
+)
+"""Fields that say in words what is wrong."""
+_CODES = ("code", "type", "__type", "error_code", "error_type", "errorcode", "status_code")
 
 PARAMETERS = (
     "temperature",
@@ -83,21 +88,22 @@ def of_completion(
     stated = _error_in(completion) if not choice else completion.get("error")
     error = stated or choice.get("error")
     if error:
-        return _read(_error(_status_of(error), {"error": error}, material), sent)
+        refusal = _read(_error(_status_of(error), {"error": error}, material), sent)
+        failed = refusal.kind in (RefusalKind.UNEXPLAINED, RefusalKind.UNAVAILABLE)
+        # It neither names a status nor says that the request is at fault.
+        if failed and refusal.status == 200:
+            return replace(refusal, kind=RefusalKind.UNAVAILABLE, status=502)
+        return refusal
     message = choice.get("message")
-    finish = str(choice.get("finish_reason") or choice.get("native_finish_reason") or "").lower()
-    if (
-        isinstance(message, dict)
-        and isinstance(message.get("refusal"), str)
-        and message["refusal"].strip()
-    ):
+    finish = finish_of(choice)
+    if isinstance(message, dict) and is_refusal(message):
         return Refusal(RefusalKind.REFUSED, 200)
-    if finish in _REFUSING_FINISHES:
+    if _REFUSING_FINISH.search(finish):
         return Refusal(RefusalKind.REFUSED, 200, f"finish_reason {finish}")
     if finish in _FAILING_FINISHES:
-        return Refusal(
-            RefusalKind.UNAVAILABLE, _FAILING_FINISHES[finish], f"finish_reason {finish}"
-        )
+        status = _FAILING_FINISHES[finish]
+        kind = RefusalKind.RATE_LIMITED if status == 429 else RefusalKind.UNAVAILABLE
+        return Refusal(kind, status, f"finish_reason {finish}")
     if finish == "malformed_function_call":
         return Refusal(RefusalKind.GENERATION, 200, f"finish_reason {finish}")
     feedback = completion.get("prompt_feedback") or completion.get("promptFeedback")
@@ -110,17 +116,42 @@ def of_completion(
     return None
 
 
+_ERROR_FIELDS = ("error", "errors", "base_resp", "fault")
+"""Fields that hold the error; `errors` of Cloudflare and watsonx, `base_resp` of MiniMax."""
+
+
 def _error_in(completion: dict[str, Any]) -> Any:
-    """Return the error of a success without choices: ``error``, or a body of ``object: error``."""
-    if completion.get("error"):
-        return completion["error"]
-    if completion.get("object") == "error" or ("message" in completion and "code" in completion):
-        return completion
-    return None
+    """Return the error of a success without choices: in a field of its own, or the body itself."""
+    stated = _stated_error(completion)
+    if stated is not None:
+        return stated
+    # A chat message, as Ollama's own protocol has it, is no sentence.
+    says = any(isinstance(completion.get(name), str) for name in _SENTENCES)
+    return completion if says or completion.get("object") == "error" else None
+
+
+def _stated_error(body: Any) -> Any:
+    """Return the innermost error in the fields of a body; `None` where they hold none."""
+    error: Any = None
+    for _ in range(4):
+        found = (
+            next((body[name] for name in _ERROR_FIELDS if body.get(name)), None)
+            if isinstance(body, Mapping)
+            else body[0]
+            if isinstance(body, list) and body
+            else None
+        )
+        if found is None:
+            break
+        error = body = found
+        # An error with words of its own is the one, whatever causes it lists.
+        if isinstance(error, Mapping) and _sentence(error):
+            break
+    return error
 
 
 def _status_of(error: Any) -> int:
-    """Return the HTTP status that an error inside a success names; 502 where it names none."""
+    """Return the HTTP status that an error inside a success names; 200 where it names none."""
     if isinstance(error, dict):
         for name in ("code", "status", "status_code"):
             value = error.get(name)
@@ -128,7 +159,7 @@ def _status_of(error: Any) -> int:
                 value = int(value)
             if isinstance(value, int) and not isinstance(value, bool) and 400 <= value <= 599:
                 return value
-    return 502
+    return 200
 
 
 def _error(status: int, body: object, material: str) -> ProviderError:
@@ -138,32 +169,19 @@ def _error(status: int, body: object, material: str) -> ProviderError:
     """
     if isinstance(body, list) and body:  # Gemini wraps it in an array
         body = body[0]
-    error = body.get("error", body) if isinstance(body, Mapping) else body
-    if (
-        isinstance(error, Mapping)
-        and error.get("object") == "error"
-        and isinstance(error.get("error"), Mapping)
-    ):
-        error = error["error"]
+    stated = _stated_error(body)
+    error = body if stated is None else stated
     if not isinstance(error, Mapping):
         error = {"message": error}
     # Codes may stand in the error, in Azure's inner error, and beside the error.
-    codes = {
-        str(error[name]).lower()
-        for name in ("code", "type", "status")
-        if isinstance(error.get(name), (str, int))
-    }
+    codes = _codes(error, *_CODES, "status")
     inner = error.get("innererror")
-    if isinstance(inner, Mapping) and isinstance(inner.get("code"), str):
-        codes.add(inner["code"].lower())
+    if isinstance(inner, Mapping):
+        codes |= _codes(inner, "code")
     if isinstance(body, Mapping) and body is not error:
-        codes |= {
-            str(body[name]).lower()
-            for name in ("code", "type")
-            if isinstance(body.get(name), (str, int))
-        }
-    stated = _sentence(error) or (_sentence(body) if isinstance(body, Mapping) else "")
-    words = without_echo(stated, material)
+        codes |= _codes(body, *_CODES)
+    words = _sentence(error) or (_sentence(body) if isinstance(body, Mapping) else "")
+    words = without_echo(words, material)
     nested = " ".join(_one_line(error[name]) for name in ("metadata", "details") if error.get(name))
     nested = without_echo(nested, material)
     # Groq states here the model's output that it could not use.
@@ -176,8 +194,13 @@ def _error(status: int, body: object, material: str) -> ProviderError:
     )
 
 
+def _codes(error: Mapping[str, Any], *names: str) -> set[str]:
+    """Return the codes in these fields, in lower case."""
+    return {str(error[name]).lower() for name in names if isinstance(error.get(name), (str, int))}
+
+
 def _sentence(error: Mapping[str, Any]) -> str:
-    for name in ("message", "detail", "msg", "error_msg", "error_message", "reason"):
+    for name in _SENTENCES:
         value = error.get(name)
         if value:
             return _one_line(value)
@@ -199,7 +222,7 @@ def _encoded(value: object) -> str:
 
 def _read(error: ProviderError, sent: Collection[str]) -> Refusal:
     words = error.words[:MAX_WORDS]
-    parameter = _parameter(error, sent) if error.status in (400, 404, 422, 501, 500) else None
+    parameter = _parameter(error, sent) if error.status in (200, 400, 404, 422, 501, 500) else None
     kind = kind_of(error)
     reply_tokens = _reply_tokens(error.text)
     # A message about a parameter may mention schemas or lengths too: naming the parameter decides.

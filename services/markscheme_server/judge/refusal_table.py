@@ -46,15 +46,15 @@ def _all(*tests: Callable[[ProviderError], bool]) -> Callable[[ProviderError], b
 _POLICY = _says(
     r"content management policy|content[ _-]?filter"
     r"|content[ _-]policy|safety (?:system|polic|filter|setting)"
-    r"|flagged|usage polic|prohibited content|responsible ?ai|blocked (?:by|due to|for).{0,40}"
-    r"(?:safety|policy|moderation|content|guardrail)"
+    r"|flagged|usage (?:polic|guideline)|prohibited content|responsible ?ai"
+    r"|blocked (?:by|due to|for).{0,40}(?:safety|policy|moderation|content|guardrail)"
     r"|moderation|inappropriate content|content exists risk"
     r"|data[ _]inspection|sensitive (?:content|information|word)|guardrail"
 )
 _TOO_LONG = _says(
     r"context[ _-]?(?:length|window|size)|maximum context"
     r"|contextwindowexceeded|exceed_context|too many (?:input )?tokens"
-    r"|(?:prompt|input|message|request|content)s?(?: \S+){0,3} (?:is|are) too (?:long|large)"
+    r"|(?:prompt|input|message|request|content)s?(?: \S+){0,3} too (?:long|large)"
     r"|(?:prompt|input) (?:has|contains|with) [\d,]+ tokens"
     r"|longer than the (?:model|max)|must be at least 1, got -"
     r"|(?:input|prompt)(?: tokens?| token count| length)"
@@ -64,15 +64,18 @@ _TOO_LONG = _says(
     r"|tokens must be reduced|string too long"
     r"|exceeds? (?:the )?(?:max|model|limit|available|allowed)[^.]{0,60}(?:token|context|length)"
     r"|(?:max(?:imum)?|total) (?:input )?(?:token|sequence) ?(?:length|limit)[^.]{0,40}exceed"
-    r"|token limit exceeded"
+    r"|token limit exceeded|exceeded (?:the )?model(?:'s)? token limit|range of input length"
+    r"|inputs?`? (?:tokens? \+|must have less than)"
 )
 _RETRY_LATER = _says(r"retrydelay|retry in|try again in|retry after")
 _PER_DAY = _says(r"per[ _-]?day|perday|daily")
 _PER_MINUTE = _says(r"per[ _-]?min|perminute")
 _QUOTA = _says(
     r"insufficient[ _](?:quota|balance|credit|fund)"
-    r"|exceeded your (?:current |monthly |assigned )?quota|quota (?:has been )?exceeded"
-    r"|billing|credit balance|out of credit|more credits"
+    r"|exceeded your (?:current |monthly |assigned )?quota"
+    r"|quota (?:has been |is )?(?:exceeded|reached)"
+    r"|billing|credit balance|out of (?:call volume )?(?:quota|credit)|more credits"
+    r"|available credits|(?:monthly|consumption) limit (?:exceeded|reached)"
     r"|no credits|payment required|spend(?:ing)? (?:limit|cap)"
     r"|budget ?(?:has been )?exceeded|exceededbudget|exceeded budget"
     r"|over budget|account balance|in arrears|top up|usage limit"
@@ -85,7 +88,7 @@ _FORM = _says(
     r"response[ _]?format|response[ _]?schema|json[ _-]?schema"
     r"|json[ _-]?object|json mode|structured[ _]outputs?|guided[ _]"
     r"|grammar|output_config|requested parameters|xgrammar"
-    r"|outlines|output_format|generation_config.response"
+    r"|outlines|output_format|generation_config.response|specified schema"
 )
 _GENERATION = _says(
     r"json_validate_failed|failed[ _]to[ _](?:generate|validate)[ _]json"
@@ -100,7 +103,7 @@ _MISCONFIGURED = _says(
     r"|unknown model|no such model"
     r"|deployment[^.]{0,60}(?:does not exist|not found)"
     r"|deploymentnotfound|no connected db|not a valid model|data policy"
-    r"|no allowed providers|unknown url|access denied"
+    r"|no allowed providers|unknown url|access ?denied|location is not supported"
 )
 _BUSY = _says(
     r"overloaded|over capacity|at capacity|loading|temporarily"
@@ -117,7 +120,7 @@ _TABLE: tuple[tuple[RefusalKind, Callable[[ProviderError], bool]], ...] = (
     ),
     (
         RefusalKind.REFUSED,
-        _all(_has_status(403), _says(r"flagged|moderation|guardrail|content polic")),
+        _all(_has_status(403), _says(r"flagged|moderation|guardrail|content polic|violates usage")),
     ),
     (
         RefusalKind.REFUSED,
@@ -130,7 +133,9 @@ _TABLE: tuple[tuple[RefusalKind, Callable[[ProviderError], bool]], ...] = (
             "invalid_prompt",
             "content_filtered",
             "cyber_policy",
-            "1301",
+            "1301",  # Zhipu
+            "1026",  # MiniMax: the input, and the output
+            "1027",
         ),
     ),
     (RefusalKind.TOO_LARGE, _has_status(413)),
@@ -143,6 +148,7 @@ _TABLE: tuple[tuple[RefusalKind, Callable[[ProviderError], bool]], ...] = (
             "request_too_large",
             "tokens_limit_reached",
             "contextwindowexceedederror",
+            "1261",  # Zhipu
         ),
     ),
     (RefusalKind.QUOTA, _has_status(402)),
@@ -159,6 +165,7 @@ _TABLE: tuple[tuple[RefusalKind, Callable[[ProviderError], bool]], ...] = (
             "exceeded_current_quota_error",
             "1113",
             "budget_exceeded",
+            "token_quota_reached",
         ),
     ),
     (
@@ -177,7 +184,11 @@ _TABLE: tuple[tuple[RefusalKind, Callable[[ProviderError], bool]], ...] = (
     (
         RefusalKind.RATE_LIMITED,
         _has_code(
-            "rate_limit_exceeded", "rate_limit_error", "too_many_requests", "throttlingexception"
+            "rate_limit_exceeded",
+            "rate_limit_error",
+            "request_limit_exceeded",
+            "too_many_requests",
+            "throttlingexception",
         ),
     ),
     (
@@ -190,14 +201,15 @@ _TABLE: tuple[tuple[RefusalKind, Callable[[ProviderError], bool]], ...] = (
             "authentication_error",
             "permission_denied",
             "unauthenticated",
+            "organization_restricted",
         ),
     ),
     (RefusalKind.REFUSED, _all(_has_status(400, 403, 422, 451, 200), _POLICY)),
     (RefusalKind.MISCONFIGURED, _has_status(401, 403)),
     (RefusalKind.TOO_LARGE, _all(_has_status(400, 422, 500, 200), _TOO_LONG)),
     (RefusalKind.FORM, _all(_has_status(400, 404, 422, 500, 501, 200), _FORM)),
-    (RefusalKind.MISCONFIGURED, _all(_has_status(400, 404, 422, 500), _MISCONFIGURED)),
-    (RefusalKind.RATE_LIMITED, _all(_has_status(400, 503, 200), _RATE)),
+    (RefusalKind.MISCONFIGURED, _all(_has_status(400, 404, 422, 500, 200), _MISCONFIGURED)),
+    (RefusalKind.RATE_LIMITED, _all(_has_status(400, 500, 503, 200), _RATE)),
     (
         RefusalKind.MISCONFIGURED,
         lambda error: error.status < 400 and error.status != 200,

@@ -13,11 +13,12 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from markscheme.text import replace_invalid
+from markscheme.text import is_blank, replace_invalid
 from markscheme.thinking import after_last_close, split_reply, split_response
 from markscheme.vocabulary import CATEGORIES, UnscoredReason
 from markscheme_server.domain.rubric import Criterion
 from markscheme_server.judge.base import Decision
+from markscheme_server.judge.choices import is_cut_off, text_of
 from markscheme_server.judge.retry import ProtocolError
 
 MIN_CRITERIA, MAX_CRITERIA = 4, 12
@@ -28,18 +29,7 @@ MAX_QUOTED_CHARACTERS = 4000
 MAX_REPLY_CHARACTERS = 256 * 1024
 MAX_OBJECTS = 20_000
 """Maximum number of JSON objects in a reply: more than any pool needs, and quick to read."""
-_CUT_OFF = frozenset(
-    {
-        "length",
-        "max_tokens",
-        "max_output_tokens",
-        "model_length",
-        "max_completion_tokens",
-        "model_context_window_exceeded",
-    }
-)
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
-_THINKING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_text"})
 _CODE_FENCE = re.compile(r"```[A-Za-z0-9_+-]*")
 # A string, or a comma before a closing bracket. An unterminated string matches to the end, so that
 # no part of the text is scanned twice.
@@ -85,7 +75,7 @@ def decode(content: bytes) -> Any:
 def check_protocol(completion: Any) -> None:
     """Raise `ProtocolError` unless there is one choice, with a message or cut off."""
     choice = _first_choice(completion)
-    if not isinstance(choice.get("message"), dict) and not _is_cut_off(choice):
+    if not isinstance(choice.get("message"), dict) and not is_cut_off(choice):
         raise ProtocolError("there is no choice with a message")
 
 
@@ -97,12 +87,12 @@ def read_text(completion: Any, *, response: bool = False) -> str:
     `ProtocolError` where there is no choice with a message.
     """
     choice = _first_choice(completion)
-    if _is_cut_off(choice):
+    if is_cut_off(choice):
         raise Truncated("the reply was cut off at its length limit")
     message = choice.get("message")
     if not isinstance(message, dict):
         raise ProtocolError("there is no choice with a message")
-    content = _content(message.get("content"))
+    content = text_of(message)
     if not content.strip() and any(message.get(name) for name in _REASONING_FIELDS):
         raise ReplyError(
             "the reply has reasoning_content and no content: only content decides. Switch the "
@@ -238,7 +228,7 @@ def _criterion(criterion_id: str, item: Any, prompt: str) -> Criterion:
     if not isinstance(item, dict):
         raise ReplyError("each criterion must be an object")
     text, points = item.get("criterion"), _whole(item.get("points"))
-    if not isinstance(text, str) or not text.strip() or len(text) > MAX_CRITERION_CHARACTERS:
+    if not isinstance(text, str) or is_blank(text) or len(text) > MAX_CRITERION_CHARACTERS:
         raise ReplyError(f"criterion must be text of 1 to {MAX_CRITERION_CHARACTERS} characters")
     if points is None or not MIN_POINTS <= points <= MAX_POINTS:
         raise ReplyError(f"points must be a whole number from {MIN_POINTS} to {MAX_POINTS}")
@@ -288,29 +278,6 @@ def _first_choice(completion: Any) -> dict[str, Any]:
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise ProtocolError("there is not exactly one choice")
     return choices[0]
-
-
-def _is_cut_off(choice: dict[str, Any]) -> bool:
-    return str(choice.get("finish_reason") or "").lower() in _CUT_OFF
-
-
-def _content(content: Any) -> str:
-    """Return a message's text: a string, or the parts of a list that are not thinking."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    texts = []
-    for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif (
-            isinstance(part, dict)
-            and isinstance(part.get("text"), str)
-            and str(part.get("type")) not in _THINKING_PARTS
-        ):
-            texts.append(part["text"])
-    return "".join(texts)
 
 
 def _without_fence(text: str) -> str:

@@ -20,8 +20,20 @@ from markscheme_server.judge.refusals import RefusalKind, Refused
 RETRIES = 2
 BACKOFF_FIRST_S, MAX_BACKOFF_S = 0.25, 4.0
 MAX_RETRY_AFTER_S = 30.0
-_RESET_HEADERS = ("x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_RESET_HEADERS = (
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
+    "x-ratelimit-reset",
+    "x-ratelimit-reset-after",
+    "ratelimit-reset",
+    "anthropic-ratelimit-requests-reset",
+    "anthropic-ratelimit-tokens-reset",
+)
+_DURATION = re.compile(
+    r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
+)
+_EPOCH_S, _EPOCH_MS = 1e9, 1e12
+"""From here on a number of seconds, or of milliseconds, is a time since 1970 and no wait."""
 
 
 class ProtocolError(ValueError):
@@ -69,17 +81,17 @@ def classify(error: BaseException) -> RetryKind:
 def retry_after_s(headers: Mapping[str, str], *, now: datetime | None = None) -> float | None:
     """Return the seconds that the endpoint asks to wait; ``None`` if it names no usable time.
 
-    Reads ``retry-after-ms``; ``Retry-After`` in seconds, whole or not, or as an HTTP date; and
-    OpenAI's ``x-ratelimit-reset-*`` such as ``6m0s``, the longest of which counts.
+    Reads ``retry-after-ms``, then ``Retry-After``, then the longest of the headers that say when a
+    limit is reset. Each may be a number of seconds, a duration such as ``6m0s``, a date as HTTP or
+    ISO 8601 writes it, or a time since 1970.
     """
+    now = now or datetime.now(UTC)
     milliseconds = _positive(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    stated = headers.get("retry-after")
-    if stated is not None:
-        seconds = _positive(stated)
-        return seconds if seconds is not None else _until(stated, now or datetime.now(UTC))
-    resets = [_duration_s(headers.get(name)) for name in _RESET_HEADERS]
+    if "retry-after" in headers:
+        return _wait_s(headers["retry-after"], now)
+    resets = [_wait_s(headers[name], now) for name in _RESET_HEADERS if name in headers]
     return max((seconds for seconds in resets if seconds is not None), default=None)
 
 
@@ -97,20 +109,30 @@ def _positive(text: str | None) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
+def _wait_s(text: str, now: datetime) -> float | None:
+    """Return the positive seconds that a header states in any of its forms."""
+    number = _positive(text)
+    if number is not None and number >= _EPOCH_S:
+        number = number / (1000 if number >= _EPOCH_MS else 1) - now.timestamp()
+    found = next((s for s in (number, _duration_s(text), _until(text, now)) if s is not None), None)
+    return found if found is not None and 0 < found < math.inf else None
+
+
 def _until(text: str, now: datetime) -> float | None:
-    try:
-        then = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # a year or a zone that is no date's
-        return None
-    # A date in the zone -0000 is parsed without a zone; HTTP dates are in UTC.
-    wait = (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - now.timestamp()
-    return wait if wait > 0 else None
+    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            then = parse(text.strip())
+        except (ValueError, OverflowError):  # a year or a zone that is no date's
+            continue
+        # A date in the zone -0000 is parsed without a zone; HTTP dates are in UTC.
+        return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() - now.timestamp()
+    return None
 
 
-def _duration_s(text: str | None) -> float | None:
-    match = _DURATION.fullmatch(text.strip()) if text else None
+def _duration_s(text: str) -> float | None:
+    match = _DURATION.fullmatch(text.strip())
     # All parts are optional, so the pattern matches an empty text too.
     if match is None or not match[0]:
         return None
-    hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000

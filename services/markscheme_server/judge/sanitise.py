@@ -39,6 +39,7 @@ _TEMPLATE_TAG = re.compile(
     r"|</?(?:start_of_turn|end_of_turn|bos|eos|pad|unk|sop|eop|think|thinking|thought|reasoning"
     r"|seed:think|seed:bos|seed:eos|tool_call|tool_response|start_of_image|end_of_image|unused\d{1,3}|reserved_\d{1,4}|extra_id_\d{1,3})>"
     r"|\[g?MASK\]|\u25c1/?think\u25b7|\]~!?b[\[\]]|\[UNUSED_TOKEN_\d{1,4}\]|\[e~\["
+    r"|assistantfinal"  # gpt-oss, from a server that drops the special tokens around it
 )
 
 

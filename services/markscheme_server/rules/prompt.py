@@ -79,11 +79,8 @@ class Sentence:
     @cached_property
     def quotes(self) -> tuple[Quote, ...]:
         """The quotations of the sentence."""
-        return tuple(
-            Quote(m.group().strip("\"'`").strip(), m.start(), m.end())
-            for m in _QUOTE.finditer(self.text)
-            if m.group().strip("\"'` ")
-        )
+        found = ((m.group().strip("\"'`").strip(), m) for m in _QUOTE.finditer(self.text))
+        return tuple(Quote(text, m.start(), m.end()) for text, m in found if text)
 
     @cached_property
     def is_instruction(self) -> bool:

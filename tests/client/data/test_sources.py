@@ -1,5 +1,6 @@
 """Rows come out of every kind of file alike; what cannot be read is named, and nothing crashes."""
 
+import gzip
 import json
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -196,6 +197,29 @@ def test_a_compressed_file_is_refused_by_its_name(name: str, tmp_path: Path) -> 
     (tmp_path / name).write_bytes(b"\x1f\x8b")
     with pytest.raises(SourceError, match="is compressed: unpack it first"):
         open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (gzip.compress(b'{"prompt": "a"}'), "compressed .gzip.: unpack it"),
+        (b"PK\x03\x04xl/workbook.xml", "archive .zip."),
+        (b"PAR1\x15\x04", "Parquet file: give it the ending .parquet"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a"])
+def test_a_file_that_is_none_of_text_is_named_by_its_content(
+    tmp_path: Path, name: str, content: bytes, advice: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=advice):
+        open_source(tmp_path / name)
+
+
+def test_text_that_a_table_holds_as_bytes_is_text(tmp_path: Path) -> None:
+    rows = {"prompt": pyarrow.array(["Größe?".encode()]), "hash": pyarrow.array([b"\xff\xfe"])}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [{"prompt": "Größe?", "hash": "//4="}]
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none", "org/name", "x\0y", "a" * 5000])

@@ -39,6 +39,16 @@ def test_only_the_rubrics_null_makes_the_sum_null() -> None:
     assert together(**ROWS) == [1.0, None, 0.5]
 
 
+def test_another_functions_nan_adds_nothing_to_its_row_or_its_mean() -> None:
+    def broken(**_columns: Any) -> list[float]:
+        return [float("nan"), 1.0, 3.0]
+
+    logged: dict[str, float] = {}
+    together = Together([Rubric([0.5, None, 0.25]), broken])
+    assert together(**ROWS, log_metric=logged.__setitem__) == [0.5, None, 3.25]
+    assert logged["together/broken"] == 2.0
+
+
 def test_with_an_async_function_it_is_async() -> None:
     together = Together([late, Rubric([0.5, None, 0.25]), sometimes])
     assert asyncio.run(together(**ROWS)) == [1.5, None, 1.25]

@@ -100,6 +100,8 @@ RUBRICS: dict[str, str] = {
     "bad regex": CREATE % ("1", ',"check":{"kind":"regex","pattern":"(("}'),
     "look-ahead": CREATE % ("1", ',"check":{"kind":"regex","pattern":"(?=a)"}'),
     "no criteria": '{"prompt":"p","criteria":[]}',
+    "blank criterion": (CREATE % ("1", "")).replace('"t"', '"  "'),
+    "criterion that cannot be seen": (CREATE % ("1", "")).replace('"t"', '"\\u200b\\u2060"'),
     "lone surrogate in a criterion": CREATE.replace('"t"', '"\\ud800"') % ("1", ""),
     "lone surrogate in a tag": (
         '{"prompt":"p","tags":["\\ud800"],"criteria":[{"text":"t","points":1}]}'
@@ -198,6 +200,16 @@ def test_an_error_names_the_field_at_fault(
     assert status == 422
     assert answer["error"]["param"] == param
     assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "soon"])
+def test_an_error_names_the_header_at_fault(
+    connection: http.client.HTTPConnection, value: str
+) -> None:
+    body = (SCORE % ('"x"', "")).encode()
+    status, answer = ask(connection, "POST", "/v1/scores", body, **{"X-Deadline-Ms": value})
+    assert status == 422
+    assert answer["error"]["param"] == "header.X-Deadline-Ms"
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,17 @@ def test_a_new_key_lives_as_long_as_the_old_one_and_times_are_kept_in_utc(
     assert new["expires_at"][:4] in ("2998", "2999")
 
 
+def test_a_key_that_lives_to_the_end_of_the_calendar_can_be_rotated(
+    organisation: Keys, start: Callable[..., str]
+) -> None:
+    url = start(api_key=OPERATOR)
+    end = "9999-12-31T23:59:59.999999Z"
+    body = {"team": "red", "scopes": ["read"], "expires_at": end}
+    made = call(url, "POST", "/v1/keys", OPERATOR, body).json()
+    new = call(url, "POST", f"/v1/keys/{made['prefix']}:rotate", OPERATOR, {})
+    assert (new.status_code, new.json()["expires_at"][:16]) == (201, end[:16])
+
+
 def test_who_may_not_induce_does_not_fill_the_bank(
     organisation: Keys, start: Callable[..., str]
 ) -> None:

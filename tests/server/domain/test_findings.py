@@ -207,7 +207,10 @@ def step_figures(draw: st.DrawFn, step: int) -> StepFigures:
         teacher=PairedRewards(known, total, draw(st.floats(0, known))),
         second_judge=PairedRewards(second, sum(rewards[:second]), draw(st.floats(0, second))),
         length_reward=LengthReward(known, groups, 2.0, 2.0, draw(st.floats(-2, 2))),
-        metrics={"collapse/short": draw(st.sampled_from([None, 0.0, 1.0]))},
+        metrics={
+            "collapse/short": draw(st.sampled_from([None, 0.0, 1.0])),
+            "completions/mean_length": draw(st.sampled_from([None, 100.0, 1e308, -1e308])),
+        },
     )
 
 

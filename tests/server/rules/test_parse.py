@@ -167,6 +167,9 @@ PIECES = [
     "¤",
     "tea. ",
     "exactly ",
+    "\u2028",
+    "\u00a0",
+    "include ",
 ]
 
 
@@ -176,6 +179,21 @@ def test_whatever_is_read_is_a_valid_check_with_an_exact_source(prompt: str) -> 
     for candidate in parse_constraints(prompt):
         TypeAdapter(wire.Check).validate_python(dict(candidate.check))
         assert candidate.source in prompt
+
+
+@pytest.mark.parametrize("space", [" ", "\u00a0", "\u2003", "\u2028", "\x85", "\x1c"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        'Start with "{}".',
+        'Include the word "{}" at least 5 times.',
+        'Do not use the word "{}".',
+        "Answer with one of: '{}', 'b'.",
+    ],
+)
+def test_a_quotation_of_white_space_asks_for_nothing(prompt: str, space: str) -> None:
+    for candidate in parse_constraints(prompt.format(space)):
+        TypeAdapter(wire.Check).validate_python(dict(candidate.check))
 
 
 @pytest.mark.parametrize(

@@ -612,7 +612,9 @@ def _largest_sum(values: Sequence[float]) -> tuple[int, int]:
 
 
 def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    mean = sum(values) / len(values)
+    # The sum of finite figures may be out of range; their mean never is.
+    return mean if math.isfinite(mean) else sum(value / len(values) for value in values)
 
 
 def _quote(text: str) -> str:
