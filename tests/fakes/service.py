@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
 
 import httpx
 import uvicorn
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme.schema import ErrorBody
 from markscheme_server.accounts.sessions import PAGES
+from markscheme_server.api.connections import Connection, WaitingConnections
 from markscheme_server.api.middleware import GONE
 from markscheme_server.app import create_app
 from markscheme_server.cli.server import listen
@@ -104,7 +107,15 @@ def running(
     made = create_app(settings, clock=clock)
     share_routes(made)
     app = OneErrorShape(made)
-    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=in_flight_s))
+    server = Server(
+        uvicorn.Config(
+            app,
+            log_level="error",
+            timeout_graceful_shutdown=in_flight_s,
+            ws="none",
+            http=cast(Any, partial(Connection, waiting=WaitingConnections(1024))),
+        )
+    )
     thread = threading.Thread(target=lambda: uvloop.run(server.serve(sockets=[listener])))
     thread.start()
     try:

@@ -63,7 +63,7 @@ def test_what_has_not_happened_shows_as_zero(reason: UnscoredReason) -> None:
         ("GET", "/v1/rubrics/rub_planted", "/v1/rubrics/{rubric_id}", "GET", 404),
         ("DELETE", "/v1/rubrics/rub_planted", "/v1/rubrics/{rubric_id}", "DELETE", 405),
         ("GET", "/planted/path", "other", "GET", 404),
-        ("PLANTED", "/planted", "other", "other", 404),
+        ("PROPFIND", "/planted", "other", "other", 404),
         ("POST", "/v1/scores", "/v1/scores", "POST", 422),
     ],
 )

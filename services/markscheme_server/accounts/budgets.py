@@ -62,10 +62,13 @@ class BudgetService:
         try:
             yield reservation
         finally:
-            closing = asyncio.ensure_future(self._close(reservation))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
+            if reservation.is_settled:
+                self._end(reservation)
+            else:
+                closing = asyncio.ensure_future(self._close(reservation))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+                await asyncio.shield(closing)
 
     async def drain(self, within_s: float) -> None:
         """Wait until the costs of abandoned questions are recorded, for `within_s` at most."""
@@ -81,10 +84,13 @@ class BudgetService:
             await reservation.record(ABANDONED)
             await reservation.release()
         finally:
-            self._open.discard(reservation)
-            reservation.closed.set()
-            if (event := self._call_ended.pop(reservation.about.team, None)) is not None:
-                event.set()
+            self._end(reservation)
+
+    def _end(self, reservation: "BudgetReservation") -> None:
+        self._open.discard(reservation)
+        reservation.closed.set()
+        if (event := self._call_ended.pop(reservation.about.team, None)) is not None:
+            event.set()
 
     async def warning(self, team: str, run_id: str | None) -> str | None:
         """Return one ASCII line if a soft or hard limit of the team or the run is reached."""
@@ -149,6 +155,11 @@ class BudgetReservation(SpendGuard):
         """The hold that is still to be settled or released."""
         self._held = 0
         """Nano-dollars that the hold covers."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to write: no row of the ledger, and no hold."""
+        return (self._recorded or not self.usage.calls) and self._hold_id is None
 
     async def hold(self, nano: int, deadline: Deadline) -> None:
         """Set aside the most that the next request can cost, in nano-dollars.

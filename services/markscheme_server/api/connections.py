@@ -1,7 +1,7 @@
-"""Limit how long a client may take to send a request, and the number of connections.
+"""Limit how long a client may take to send a request, its head's size, and the connections.
 
-uvicorn limits neither. A request's head must arrive within `HEAD_S`, its body within `BODY_S` plus
-the time that the bytes received so far take at `MIN_BYTES_PER_S`. When a process has as many
+uvicorn limits none of them. A request's head must arrive within `HEAD_S`, its body within `BODY_S`
+plus the time that the bytes received so far take at `MIN_BYTES_PER_S`. When a process has as many
 connections as its file descriptors allow, each new one closes the connection whose client has used
 the largest part of its time; when no connection waits for its client, new requests get 503.
 """
@@ -11,12 +11,12 @@ import resource
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-import h11
+import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from markscheme.schema import ErrorBody, ErrorDetail
@@ -27,6 +27,8 @@ BODY_S = 60.0
 """Seconds for the body of a request, besides the time for what has arrived."""
 MIN_BYTES_PER_S = 16 * 1024
 """A body that arrives at this rate may take any time."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Longest head that may be incomplete; also of what stands between the bytes of a chunked body."""
 OWN_DESCRIPTORS = 64
 """File descriptors for database, Redis and files: neither clients nor calls to judges."""
 MAX_CONNECTIONS = 8192
@@ -76,10 +78,12 @@ class WaitingConnections:
                 connection.expire(now)
 
 
-class Connection(H11Protocol):
-    """uvicorn's connection with a limit on the client's time.
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with limits on the client's time and its heads.
 
-    `waiting` is shared by all connections of the process.
+    `waiting` is shared by all connections of the process. A request that comes before the answer
+    to the one before it is not served: the connection closes after that answer. A parser that is
+    given many at once cannot be stopped, and each would take memory.
     """
 
     def __init__(
@@ -96,7 +100,11 @@ class Connection(H11Protocol):
         self._queue: OrderedDict[Connection, float] | None = None
         self._since = 0.0
         self._received = 0
-        self._refused = False
+        self._part: Literal["nothing", "head", "body"] = "nothing"
+        """What of a request has begun to arrive and is not complete."""
+        self._framing = 0
+        """Bytes received since the last that were part of a body, or ended a head or a body."""
+        self._ignores_input = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept the connection; above the limit, drop the slowest one or answer 503."""
@@ -116,13 +124,63 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on, and note what the connection waits for now."""
-        if self._refused:
+        """Parse what arrived, and note what the connection waits for now."""
+        if self._ignores_input:
             return
+        self._unset_keepalive_if_required()
         if self._queue is self.waiting.bodies:
             self._received += len(data)
-        super().data_received(data)
+        self._framing += len(data)
+        try:
+            self._parse(data)
+            if self._framing > MAX_HEAD_BYTES:
+                raise httptools.HttpParserError("the head is too long")
+        except httptools.HttpParserError:
+            if self._is_answering and self._part != "body":
+                # It came before the answer, which is not lost for it.
+                self._ignores_input, self.cycle.keep_alive = True, False
+            else:
+                self.logger.warning("Invalid HTTP request received.")
+                self._refuse(400, "bad_request", "this is not a valid HTTP/1.1 request")
         self._wait()
+
+    def on_message_begin(self) -> None:
+        """Begin to read a head."""
+        if self._is_answering:
+            raise httptools.HttpParserError("the request before it has no answer yet")
+        super().on_message_begin()
+        self._part = "head"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header; leave out those that follow a chunked body, which nobody has checked."""
+        if self._part == "head":
+            super().on_header(name, value.rstrip(b" \t"))
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve the request, if its head is valid."""
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise httptools.HttpParserError("it takes one Host")
+        if any(
+            name == b"transfer-encoding" and value.lower() != b"chunked"
+            for name, value in self.headers
+        ):
+            raise httptools.HttpParserError("it is chunked, or not encoded")
+        if self.parser.get_method() == b"CONNECT":
+            raise httptools.HttpParserError("this is no proxy")
+        super().on_headers_complete()
+        self._part, self._framing = "body", 0
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on."""
+        super().on_body(body)
+        self._framing = 0
+
+    def on_message_complete(self) -> None:
+        """Note that all of the request has arrived."""
+        super().on_message_complete()
+        self._part, self._framing = "nothing", 0
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -145,33 +203,44 @@ class Connection(H11Protocol):
                 self._queue[self] = self._since
                 self._queue.move_to_end(self)  # check it again after those that began later
                 return
-        # The beginning of a head lies in h11's buffer until the head is complete.
-        begun = self._queue is self.waiting.bodies or bool(self.conn.trailing_data[0])
         self._leave()
-        if begun:
-            self._refuse(408, "request_timeout", "the request did not arrive in time")
-        else:
+        if self._part == "nothing":
             self.transport.close()
+        else:
+            self._refuse(408, "request_timeout", "the request did not arrive in time")
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer in the service's error shape instead of plain text."""
-        self._refuse(400, "bad_request", "this is not a valid HTTP/1.1 request")
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # There is no other protocol, so that the header is ignored. But the parser stopped at
+            # the head's end, and would take a body for the next request.
+            version = self.parser.get_http_version().encode()
+            head = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version)
+            head += b"".join(
+                b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"
+            )
+            self.parser = httptools.HttpRequestParser(self)
+            self._parse(head + b"\r\n" + data[upgrade.args[0] :])
 
     def _should_upgrade(self) -> bool:
-        """Ignore an Upgrade header: there is no other protocol."""
-        return False
+        """Have a head with an Upgrade header left alone: `_parse` reads it again without."""
+        return True
 
     def _wait(self) -> None:
         """Note for which part of a request the connection waits, and since when."""
-        state = self.conn.their_state
         queue = (
             None
-            if self._refused or self.transport.is_closing()
-            else self.waiting.heads
-            if state is h11.IDLE
+            if self._ignores_input or self.transport.is_closing()
             else self.waiting.bodies
-            if state is h11.SEND_BODY
+            if self._part == "body"
             else None
+            if self._is_answering
+            else self.waiting.heads
         )
         if queue is not self._queue:
             self._leave()
@@ -186,20 +255,18 @@ class Connection(H11Protocol):
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer in the service's error shape, if no answer has begun, and close."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering:
             # uvicorn then drops what the application still sends.
             self.cycle.disconnected = True
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            request_id = f"req_{secrets.token_hex(12)}"
-            content, headers = _error(status, code, message, request_id)
-            for event in (
-                h11.Response(status_code=status, headers=list(headers.items())),
-                h11.Data(data=content),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+            begun = self.cycle.response_started
+        else:
+            begun = self._part == "body"  # it was answered before all of it had arrived
+        if not begun:
+            content, headers = _error(status, code, message, f"req_{secrets.token_hex(12)}")
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            self.transport.write(STATUS_LINE[status] + lines.encode() + b"\r\n" + content)
         # Closing at once, with input unread, would reset the connection and lose the answer.
-        self._refused = True
+        self._ignores_input = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
 

@@ -22,21 +22,22 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGone: The caller disconnected.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
+    connected = asyncio.timeout(None)
+    leaving = asyncio.ensure_future(_end_when_gone(request, connected))
     try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        return working.result()
+        async with connected:
+            return await work
+    except TimeoutError:
+        if connected.expired():
+            raise ClientGone from None
+        raise
     finally:
-        # Also awaited, so that no work outlives its request.
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    """Return when the connection is closed: after the body no other message can come."""
+async def _end_when_gone(request: Request, connected: asyncio.Timeout) -> None:
+    """End the block when the connection is closed: after the body no other message can come."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    connected.reschedule(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import Depends, Header, Query, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic import BeforeValidator
 
 from markscheme.schema import JudgeList
@@ -69,29 +69,30 @@ async def _services(request: Request) -> Services:  # FastAPI runs plain functio
 
 UsesServices = Annotated[Services, Depends(_services)]
 
-_BEARER = HTTPBearer(
-    auto_error=False, description="An API key, once the service has one: `mk_…`, or the operator's"
-)
-"""For the OpenAPI document only: `AuthenticationMiddleware` checks keys, before bodies are read."""
 
+class _Key(HTTPBearer):
+    """The dependency that gives the caller, and refuses one whose key lacks the scope.
 
-def _require(scope: Scope | None) -> Any:
-    """Return the dependency that gives the caller, and refuses one whose key lacks the scope."""
+    It is a bearer key for the OpenAPI document only: `AuthenticationMiddleware` checks keys, before
+    bodies are read.
+    """
 
-    async def caller(
-        request: Request,
-        _key: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
-    ) -> Caller:
+    def __init__(self, scope: Scope | None) -> None:
+        super().__init__(
+            scheme_name="HTTPBearer",
+            description="An API key, once the service has one: `mk_…`, or the operator's",
+        )
+        self._scope = scope
+
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
         found = caller_of(request)
-        if scope is not None and scope not in found.scopes:
+        if self._scope is not None and self._scope not in found.scopes:
             raise Forbidden(
-                f"this call needs a key with the scope {scope!r}; this one has "
+                f"this call needs a key with the scope {self._scope!r}; this one has "
                 f"{', '.join(sorted(found.scopes))}",
                 code="missing_scope",
             )
         return found
-
-    return Depends(caller)
 
 
 def caller_of(request: Request) -> Caller:
@@ -99,12 +100,12 @@ def caller_of(request: Request) -> Caller:
     return cast(Caller, request.scope["markscheme.caller"])
 
 
-AnyCaller = Annotated[Caller, _require(None)]
+AnyCaller = Annotated[Caller, Security(_Key(None))]
 """For routes whose service decides who may call them."""
-Reader = Annotated[Caller, _require("read")]
-Scorer = Annotated[Caller, _require("score")]
-Inducer = Annotated[Caller, _require("induce")]
-Administrator = Annotated[Caller, _require("admin")]
+Reader = Annotated[Caller, Security(_Key("read"))]
+Scorer = Annotated[Caller, Security(_Key("score"))]
+Inducer = Annotated[Caller, Security(_Key("induce"))]
+Administrator = Annotated[Caller, Security(_Key("admin"))]
 
 _DIGITS = re.compile(r"[0-9]{1,15}")
 

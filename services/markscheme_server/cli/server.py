@@ -101,7 +101,6 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                h11_max_incomplete_event_size=64 * 1024,
                 ws="none",
                 http=cast(Any, partial(Connection, waiting=self.waiting)),
                 timeout_graceful_shutdown=IN_FLIGHT_S,

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx2
 import openai
 
 from markscheme_server.domain.hashing import ChatMessage, message_text
@@ -16,6 +15,7 @@ from markscheme_server.judge.refusal_parsing import of_completion, of_response
 from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
 from markscheme_server.judge.retry import ProtocolError
 from markscheme_server.judge.spend import LONGEST_REPLY_TOKENS, Spending
+from markscheme_server.judge.transport import Reply
 from markscheme_server.judge_settings import JudgeSettings, Role
 
 MIN_REPLY_TOKENS = 64
@@ -126,21 +126,21 @@ class ChatSender:
         await self._spending.reserve_budget(self._prompt_bytes, max_tokens)
         cost = self._spending.begin(self._prompt_bytes, max_tokens)
         try:
-            response = await endpoint.post(body, self._settings.extra_headers)
+            reply = await endpoint.post(body)
         except openai.APIConnectionError as error:
             cost.on_disconnect(error)
             raise
-        if not response.is_success:
-            content = _error_body(response)
-            refusal = of_response(response.status_code, content, sent, self._request.material)
+        if not 200 <= reply.status < 300:
+            content = _error_body(reply)
+            refusal = of_response(reply.status, content, sent, self._request.material)
             cost.on_refusal(refusal, content)
-            raise Refused(refusal, response.headers)
+            raise Refused(refusal, reply.headers)
         # If this raises, the request stays recorded at its maximum cost.
-        completion = replies.decode(response.content)
+        completion = replies.decode(reply.content)
         embedded = of_completion(completion, sent, self._request.material)
         if embedded is not None:
             cost.on_refusal(embedded, completion)
-            raise Refused(embedded, response.headers)
+            raise Refused(embedded, reply.headers)
         cost.on_answer(completion)
         replies.check_protocol(completion)
         return completion
@@ -227,12 +227,12 @@ class ChatSender:
         return request
 
 
-def _error_body(response: httpx2.Response) -> object:
+def _error_body(reply: Reply) -> object:
     """Return an error's body as JSON, or as text where it is not JSON."""
     try:
-        return replies.decode(response.content)
+        return replies.decode(reply.content)
     except ProtocolError:
-        return response.text
+        return reply.content.decode(errors="replace")
 
 
 def _max_reply_tokens(length: int | None) -> int:

@@ -8,13 +8,13 @@ canned question, which holds none of it, therefore decides whether the breaker o
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import openai
-import tenacity
 from prometheus_client import Gauge
 
 from markscheme_server import metrics
@@ -86,30 +86,20 @@ class Gateway:
         ``tokens`` is an estimate for the quota. ``reserve_budget`` runs before each attempt, ahead
         of every other wait.
         """
-        call = _Call(
-            role,
-            tokens,
-            context,
-            reserve_budget,
-            # One bound for all attempts: a retry does not wait for the breaker anew.
-            asyncio.get_running_loop().time() + BREAKER_WAIT_S,
-        )
-        attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(self._is_retryable),
-            wait=_wait_s,
-            reraise=True,
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(1 + RETRIES), _StopAtDeadline(context)
-            ),
-        )
-        try:
-            async for attempt in attempts:
-                with attempt:
-                    if attempt.retry_state.attempt_number > 1:
-                        metrics.JUDGE_RETRIES.labels(judge=self.name).inc()
-                    return await self._attempt(send, call)
-        except _AttemptFailed as failed:
-            raise failure_of(failed.cause) from failed.cause
+        loop = asyncio.get_running_loop()
+        # One bound for all attempts: a retry does not wait for the breaker anew.
+        wait_until = loop.time() + BREAKER_WAIT_S
+        call = _Call(role, tokens, context, reserve_budget, wait_until)
+        for retry in itertools.count():
+            try:
+                return await self._attempt(send, call)
+            except _AttemptFailed as failed:
+                wait_s = max(backoff_s(retry), failed.retry_after_s or 0.0)
+                in_time = loop.time() + wait_s < context.deadline.at
+                if retry == RETRIES or not in_time or not self._is_retryable(failed):
+                    raise failure_of(failed.cause) from failed.cause
+            await asyncio.sleep(wait_s)
+            metrics.JUDGE_RETRIES.labels(judge=self.name).inc()
         raise AssertionError("unreachable")
 
     async def _attempt(self, send: Send[T], call: "_Call") -> T:
@@ -246,8 +236,8 @@ class Gateway:
             ).inc()
             more = not breaker.admits and breaker.begin_question(loop.time())
 
-    def _is_retryable(self, error: BaseException) -> bool:
-        if not isinstance(error, _AttemptFailed) or error.kind is RetryKind.NEVER:
+    def _is_retryable(self, error: "_AttemptFailed") -> bool:
+        if error.kind is RetryKind.NEVER:
             return False
         # The endpoint asks for a longer wait than a caller should have.
         if (error.retry_after_s or 0.0) > MAX_RETRY_AFTER_S:
@@ -266,7 +256,7 @@ class Gateway:
         await asyncio.gather(*self._canned_tasks, return_exceptions=True)
         await self.limiter.aclose()
         for endpoint in self.endpoints:
-            await endpoint.client.close()
+            await endpoint.transport.aclose()
 
 
 def _is_outage(error: Exception) -> bool:
@@ -289,13 +279,6 @@ class _AttemptFailed(Exception):
         self.retry_after_s = retry_after_s
 
 
-def _wait_s(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, _AttemptFailed) else None
-    # tenacity counts attempts from 1, `backoff_s` from 0.
-    return max(backoff_s(state.attempt_number - 1), asked or 0.0)
-
-
 @dataclass(slots=True)
 class _Call:
     """One question and the state of its attempts."""
@@ -306,16 +289,6 @@ class _Call:
     reserve_budget: ReserveBudget
     wait_until: float
     failed_endpoint: Endpoint | None = None
-
-
-class _StopAtDeadline(tenacity.stop.stop_base):
-    """Stop when the next wait would reach past the deadline."""
-
-    def __init__(self, context: CallContext) -> None:
-        self._context = context
-
-    def __call__(self, state: tenacity.RetryCallState) -> bool:
-        return asyncio.get_running_loop().time() + state.upcoming_sleep >= self._context.deadline.at
 
 
 class _GaugeUnit:

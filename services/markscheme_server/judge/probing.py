@@ -9,12 +9,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import httpx2
 import openai
 
 from markscheme_server.domain.call_context import CallContext
 from markscheme_server.judge.capabilities import StructuredForm
-from markscheme_server.judge.endpoint import NOT_HTTP, Endpoint
+from markscheme_server.judge.endpoint import Endpoint
 from markscheme_server.judge.failures import failure_of
 from markscheme_server.judge.openai import OpenAIJudge
 from markscheme_server.judge.refusals import Refusal, RefusalKind, Refused
@@ -69,9 +68,8 @@ async def probe_schema(
 async def listed_models(endpoint: Endpoint) -> frozenset[str]:
     """Return the models that the endpoint lists; empty where it lists none."""
     try:
-        response = await endpoint.client.get("/models", cast_to=httpx2.Response)
-        models = decode(response.content)
-    except (openai.OpenAIError, ProtocolError, UnusableReply, TimeoutError, *NOT_HTTP):
+        models = decode((await endpoint.transport.request("GET", "/models")).content)
+    except (openai.OpenAIError, ProtocolError, UnusableReply, TimeoutError):
         return frozenset()
     data = models.get("data") if isinstance(models, dict) else None
     return (

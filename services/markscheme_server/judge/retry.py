@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
-import httpx2
 import openai
 
 from markscheme_server.judge.refusals import RefusalKind, Refused
@@ -49,14 +48,8 @@ class RetryKind(StrEnum):
 
 
 def is_timeout(error: BaseException) -> bool:
-    """Return whether a call timed out.
-
-    The SDK's aiohttp transport also reports a failed connection as a timeout.
-    """
-    return isinstance(error, TimeoutError) or (
-        isinstance(error, openai.APITimeoutError)
-        and not isinstance(error.__cause__, httpx2.ConnectTimeout)
-    )
+    """Return whether a call timed out."""
+    return isinstance(error, TimeoutError | openai.APITimeoutError)
 
 
 _RETRYABLE_REFUSALS = {

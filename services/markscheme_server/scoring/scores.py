@@ -221,9 +221,11 @@ class ScoreService:
 
     async def score(self, batch: Batch) -> AsyncIterator[schema.GroupScore]:
         """Yield groups as they finish, in no particular order."""
-        tasks = [asyncio.ensure_future(self._score_group(batch, group)) for group in batch.groups]
+        scoring = [self._score_group(batch, group) for group in batch.groups]
+        # A lone group, as most requests have, needs no task of its own.
+        tasks = [asyncio.ensure_future(each) for each in scoring] if len(scoring) > 1 else []
         try:
-            for done in asyncio.as_completed(tasks):
+            for done in asyncio.as_completed(tasks) if tasks else scoring:
                 result = await done
                 batch.tally.add(result)
                 yield result.score
@@ -380,12 +382,15 @@ class ScoreService:
                 rubric = await self._rubrics.find(replace(rubric.request, teachers=bank))
             if isinstance(rubric, PendingInduction):
                 rubric = await self._rubrics.induce(rubric, context)
-            assignment = lookup.assignment or await self._assign(batch, lookup, rubric)
+            assigning = self._assign(batch, lookup, rubric)
             plans = admitted.plans
-            if assignment.rubric_id != rubric.rubric.id and lookup.group.rubric_id is None:
-                # The same step was sent twice at a time, and the other one was first.
-                rubric = await self._assigned_rubric(lookup.ref.team, assignment)
-                plans = None
+            # By a rubric that the group names it is judged meanwhile, whatever was assigned before.
+            if lookup.group.rubric_id is None:
+                assignment = await assigning
+                if assignment.rubric_id != rubric.rubric.id:
+                    # The same step was sent twice at a time, and the other one was first.
+                    rubric = await self._assigned_rubric(lookup.ref.team, assignment)
+                    plans = None
             if plans is None:
                 plans = await self._plan_verdicts(batch.request, lookup, rubric.rubric, batch.judge)
             verdicts = await self._verdicts.judge(plans, context)
@@ -407,6 +412,7 @@ class ScoreService:
                 judge=batch.judge.verifier_identity,
                 run_id=lookup.ref.run_id,
             )
+            assignment = await assigning
             await self._store.assignments.finish(lookup.ref.team, assignment.id, outcome)
             batch.scored.append(
                 ScoredGroup(
@@ -466,13 +472,17 @@ class ScoreService:
         ref, count = lookup.ref, batch.request.ask_teacher
         return await self._teachers.ensure(ref.team, lookup.prompt, count, context, ref.run_id)
 
-    async def _assign(
+    def _assign(
         self, batch: Batch, lookup: GroupLookup, rubric: ResolvedRubric
-    ) -> Assignment:
-        """Store which rubric the group gets."""
+    ) -> asyncio.Future[Assignment]:
+        """Store which rubric the group gets, unless it has one already."""
+        if lookup.assignment is not None:
+            found = asyncio.get_running_loop().create_future()
+            found.set_result(lookup.assignment)
+            return found
         is_stored = rubric.rubric.prompt_key == lookup.ref.prompt_key
         views = _read_views(rubric.rubric, _view(batch.request, rubric.rubric, batch.judge))
-        return await self._store.assignments.assign(
+        return self._store.assignments.assign(
             lookup.ref,
             prompt=None if is_stored else lookup.prompt,
             rubric_id=rubric.rubric.id,

@@ -180,7 +180,7 @@ class AssignmentStore:
         """Return the assignment that a group of a step already has; outside a run there is none."""
         return await self._finding.submit(group) if group.run_id is not None else None
 
-    async def assign(
+    def assign(
         self,
         group: GroupRef,
         *,
@@ -190,13 +190,14 @@ class AssignmentStore:
         reuse: ReusePolicy,
         verify: VerifyMode,
         distinct: int = 0,
-    ) -> Assignment:
-        """Store an assignment; if another writer was first, return its assignment instead.
+    ) -> asyncio.Future[Assignment]:
+        """Store an assignment; if another writer was first, give its assignment instead.
 
-        `prompt`: `None` when it is stored already, as a rubric's own prompt is. `distinct`: how
-        many different judged texts the group has.
+        It is stored whether or not the future is awaited. `prompt`: `None` when it is stored
+        already, as a rubric's own prompt is. `distinct`: how many different judged texts the group
+        has.
         """
-        return await self._assigning.submit(
+        return self._assigning.put(
             _NewAssignment(group, prompt, rubric_id, origin, reuse, verify, distinct)
         )
 

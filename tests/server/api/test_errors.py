@@ -79,7 +79,8 @@ def test_without_a_key(http_client: httpx.Client, method: str, path: str) -> Non
 def test_a_method_that_there_is_not(http_client: httpx.Client, path: str) -> None:
     place = at(path.replace("{key}", KEY))
     shaped(http_client.request("TRACE", place), 405)
-    shaped(http_client.request("BREW", place), 405)
+    shaped(http_client.request("PROPFIND", place), 405)
+    shaped(http_client.request("BREW", place), 400)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def requests(rubric: str, count: int, seed: int) -> Iterator[tuple[str, str, Any
         elif kind < 19:
             yield "GET", f"/nowhere/{chance.randrange(10**9)}", None, {}
         else:
-            yield "BREW", "/v1/scores", None, {}
+            yield "PROPFIND", "/v1/scores", None, {}
 
 
 def send(url: str, rubric: str, count: int, seed: int, per_s: float | None = None) -> Counter[int]:

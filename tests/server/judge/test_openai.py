@@ -376,12 +376,15 @@ def test_an_answer_that_cannot_be_read_leaves_one_rollout_unscored(
         NO_HTTP[name] if "cursed" in text_of(request) else verdicts(request)
     )
     client = connect()
-    # The SDK sends an endpoint's first request, and we the others.
     for texts in (["cursed"], ["Blue.", "cursed again", "Red."]):
         (group,) = client.score([asked(client, *texts)]).groups
         for text, rollout in zip(texts, group.rollouts, strict=True):
             assert rollout.reward == (None if "cursed" in text else 1.0)
-            expected = {"a charset without text": "unavailable", "a date far away": "rate_limited"}
+            expected = {
+                "a reason in Latin-1": "misconfigured",
+                "a charset without text": "unavailable",
+                "a date far away": "rate_limited",
+            }
             if "cursed" in text:
                 assert rollout.reason == expected.get(name, "parse_failure")
     with pytest.raises(StatusError) as error:

@@ -9,13 +9,11 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
-import httpx2
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from openai import AsyncOpenAI
 
 from growth import assert_linear, least_seconds
 from markscheme_server.app import make_judge
@@ -26,6 +24,7 @@ from markscheme_server.judge import gateway, retry
 from markscheme_server.judge.base import JudgeFailure, VerifyTask
 from markscheme_server.judge.breaker import Breaker
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.judge.transport import Reply, Transport
 
 IDS = ("c1", "c2")
 TASK = VerifyTask(
@@ -84,15 +83,14 @@ class Asker:
         assert isinstance(judge, OpenAIJudge)
         self._judge = judge
         (self._endpoint,) = judge.gateway.endpoints
-        await self._endpoint.client.close()
-        http = httpx2.AsyncClient(transport=httpx2.MockTransport(self._answer))
-        self._endpoint.client = AsyncOpenAI(
-            api_key="k", base_url="http://judge/v1", max_retries=0, http_client=http
-        )
+        self._endpoint.transport = cast(Transport, self)
 
-    def _answer(self, _: httpx2.Request) -> httpx2.Response:
-        headers = {"content-type": "application/json"}
-        return httpx2.Response(self.status, headers=headers, content=self.body)
+    async def request(self, *_: object) -> Reply:
+        """Answer in the transport's place."""
+        return Reply(self.status, {"content-type": "application/json"}, self.body)
+
+    async def aclose(self) -> None:
+        """Close nothing."""
 
     def verdicts_from(self, body: bytes, status: int = 200) -> Verdicts | None:
         """Return the judge's verdicts from a body; ``None`` for a :class:`JudgeFailure`."""

@@ -50,10 +50,10 @@ class Batcher(Generic[Item, Result]):
 
     async def submit(self, item: Item) -> Result:
         """Handle ``item``, also when the caller is cancelled: a paid verdict must be stored."""
-        return await asyncio.shield(self.put(item))
+        return await self.put(item)
 
     def put(self, item: Item) -> "asyncio.Future[Result]":
-        """Have ``item`` handled; return a future of its result. Do not cancel it."""
+        """Have ``item`` handled; return a future of its result, which may be cancelled."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._runner is None or self._runner.done():
