@@ -250,14 +250,14 @@ def _small_charts(spans: Sequence[StepSpan], first_step: int) -> list[tuple[str,
     figures: list[tuple[str, str, list[float | None], dict[str, Any]]] = [
         ("Words per rollout", decimal(_newest(words), 0), words, {}),
         (
-            "Reward with length, r in a group",
+            "Length and reward, r",
             signed(_newest(correlation)),
             correlation,
             {"bounds": (-wide, wide)},
         ),
         ("Groups with spread", percent(_newest(spread)), spread, {"bounds": (0.0, 1.0)}),
         (
-            "Not known, share of rollouts",
+            "Rewards not known",
             percent(_newest(unknown)),
             unknown,
             {"bounds": (0.0, 1.0), "bars": True},
