@@ -30,7 +30,7 @@ from fakes.runs import HOSTILE, MadeRun, made_group
 from fakes.service import running
 from markscheme import Client
 from markscheme_server.config import Settings
-from markscheme_server.pages import views
+from markscheme_server.pages.addresses import path
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -68,7 +68,7 @@ class Site:
     @property
     def pages(self) -> dict[str, str]:
         """The addresses of the pages by name."""
-        run = views.path("runs", self.run)
+        run = path("runs", self.run)
         compared = urlencode({"runs": [self.run, self.other_run]}, doseq=True)
         below = {
             "runs": "",

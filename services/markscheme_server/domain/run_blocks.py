@@ -22,8 +22,9 @@ from markscheme_server.domain.step_totals import ratio
 
 BLOCK_STEPS = 25
 """Steps of a run whose figures are stored and read together."""
-BLOCK_VERSION = 2
-"""The format of stored blocks: change it with `BLOCK_STEPS`, `pack` and what it packs."""
+BLOCK_VERSION = 3
+"""The format of stored blocks: change it with `BLOCK_STEPS`, `BlockMark`, `pack` and what it packs.
+"""
 
 _LENGTH = struct.Struct("<I")
 _HEAD = struct.Struct("<III")
@@ -47,8 +48,9 @@ class GroupSummary(NamedTuple):
 class BlockMark(NamedTuple):
     """What tells whether the groups of a block are still the same.
 
-    `groups`: how many there are without the `pruned` ones; `scored_at`: when the last of them was
-    scored, in seconds since 1970.
+    `groups`: how many there are without the `pruned` ones; `scored_at`: the sum of the times at
+    which they were scored last, each in microseconds since 1970 modulo 2^32. It is a sum because
+    scores are not stored in the order of their times: the last of them would not tell.
     """
 
     groups: int = 0

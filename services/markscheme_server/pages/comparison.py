@@ -16,7 +16,8 @@ from markscheme.schema import (
     RunSummary,
     display_step,
 )
-from markscheme_server.pages import charts, views
+from markscheme_server.pages import charts
+from markscheme_server.pages.labels import category_title, labels
 from markscheme_server.pages.words import decimal, percent, share, whole
 
 LETTERS = "ABCDEF"
@@ -80,7 +81,7 @@ def compare_page(found: RunComparison, *, all_criteria: bool, after: str | None)
     steps = (found.spans[0].first_step, found.spans[-1].last_step) if found.spans else (1, 1)
     curves = [_curve(found.spans, number) for number in range(len(runs))]
     drawn = any(sum(y is not None for _, y in curve.points) > 1 for curve in curves)
-    names = views.labels([(c.text, f"{c.criterion_id} of {c.rubric_id}") for c in found.criteria])
+    names = labels([(c.text, f"{c.criterion_id} of {c.rubric_id}") for c in found.criteria])
     return {
         "found": found,
         "columns": columns,
@@ -96,7 +97,7 @@ def compare_page(found: RunComparison, *, all_criteria: bool, after: str | None)
         "reward_data": _reward_data(found.spans, len(runs)),
         "differences": list(zip(columns[1:], found.differences, strict=True)),
         "categories": [
-            (views.category_title(each.category), _cells(each.now, each.criteria))
+            (category_title(each.category), _cells(each.now, each.criteria))
             for each in found.categories
         ],
         "criteria": [

@@ -12,7 +12,9 @@ import jinja2
 from markupsafe import Markup
 
 from markscheme.vocabulary import REASON_HELP, describe_reasons
-from markscheme_server.pages import charts, check_words, views, words
+from markscheme_server.pages import charts, check_words, words
+from markscheme_server.pages.addresses import finding_address, path
+from markscheme_server.pages.run_page import split_sentence, steps_of
 
 POLICY = "; ".join(
     (
@@ -78,10 +80,10 @@ def environment() -> jinja2.Environment:
         "dots": charts.dots,
         "fact": words.fact,
         "figure": words.figure,
-        "finding_address": views.finding_address,
+        "finding_address": finding_address,
         "live": words.LIVE_REPLAYS,
         "moment": words.moment,
-        "path": views.path,
+        "path": path,
         "percent": words.percent,
         "plural": words.plural,
         "reason_help": REASON_HELP.__getitem__,
@@ -90,9 +92,9 @@ def environment() -> jinja2.Environment:
         "signed": words.signed,
         "sorts": words.SORTS,
         "sparkline": charts.sparkline,
-        "split_sentence": views.split_sentence,
+        "split_sentence": split_sentence,
         "states": words.STATES,
-        "steps_of": views.steps_of,
+        "steps_of": steps_of,
         "titles": words.FINDINGS,
         "usd": words.usd,
         "whole": words.whole,

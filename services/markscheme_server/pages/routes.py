@@ -20,8 +20,13 @@ from markscheme_server.accounts.sessions import COOKIE, PAGES, SESSION_S, Sessio
 from markscheme_server.accounts.usage import UsageService
 from markscheme_server.domain.caller import Caller
 from markscheme_server.errors import Forbidden, NotFound, TooLarge, Unauthorised
-from markscheme_server.pages import comparison, render, views, words
+from markscheme_server.pages import comparison, render, words
+from markscheme_server.pages.cost_page import cost_page, days_before
+from markscheme_server.pages.group_page import group_page
 from markscheme_server.pages.render import Frame
+from markscheme_server.pages.replay_page import replay_page
+from markscheme_server.pages.rubric_page import rubric_page
+from markscheme_server.pages.run_page import Window, run_page, steps_csv
 from markscheme_server.paths import EncodedPath, names_in_query
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.replays import ReplayService
@@ -290,13 +295,13 @@ def _names(visit: Visit) -> list[str]:
     return names_in_query(visit.request.scope["query_string"], "runs")
 
 
-async def _run_view(visit: Visit, run_id: str, window: views.Window) -> dict[str, Any]:
+async def _run_view(visit: Visit, run_id: str, window: Window) -> dict[str, Any]:
     runs, caller = visit.services.runs, visit.caller
     run = await runs.run(caller, run_id)
     first = None
     if window.last and run.last_step is not None:
         first = max(0, run.last_step - window.last + 1)
-    return views.run_page(
+    return run_page(
         run,
         await runs.steps(caller, run_id, bins=STEP_BINS, first_step=first),
         await runs.criteria(
@@ -329,7 +334,7 @@ async def get_steps(visit: Visiting, run_id: str) -> Response:
     steps = await visit.services.runs.steps(visit.caller, run_id, bins=MAX_STEPS)
     return _secure(
         Response(
-            views.steps_csv(steps),
+            steps_csv(steps),
             media_type="text/csv",
             headers={"Content-Disposition": _attachment(f"{run_id}.csv")},
         )
@@ -343,9 +348,9 @@ async def get_report(visit: AnyVisit, run_id: str) -> Response:
     A key with the scope `score` that created the run may ask too.
     """
     await visit.services.runs.require_reader(visit.caller, run_id)
-    view = await _run_view(visit, run_id, views.Window())
+    view = await _run_view(visit, run_id, Window())
     groups = [
-        views.group_page(await visit.services.groups.group(visit.caller, group.id))
+        group_page(await visit.services.groups.group(visit.caller, group.id))
         for group in view["groups"].data
     ]
     html = render.report(Frame(caller=visit.caller), **view, shown_groups=groups)
@@ -366,7 +371,7 @@ async def show_run(
     criteria: Text = None,
 ) -> Response:
     """Show a run: findings, rewards, criteria and groups."""
-    window = views.Window(
+    window = Window(
         last, first_step, last_step, criterion, sort, after, all_criteria=criteria == "all"
     )
     view = await _run_view(visit, run_id, window)
@@ -388,7 +393,7 @@ async def show_group(
     prompt = None
     if judge is not None:
         prompt = await groups.judge_prompt(visit.caller, group_id, judge)
-    view = views.group_page(group, [name for name in (a, b) if name is not None], prompt)
+    view = group_page(group, [name for name in (a, b) if name is not None], prompt)
     return visit.show("group.html", "runs", view=view, **view)
 
 
@@ -401,7 +406,7 @@ async def show_replay(visit: Visiting, replay_id: str) -> Response:
         "replay.html",
         "runs",
         refresh=REFRESH_S if live else None,
-        **views.replay_page(replay),
+        **replay_page(replay),
     )
 
 
@@ -447,7 +452,7 @@ async def show_rubric(visit: Visiting, rubric_id: str) -> Response:
             parent = await library.get(caller, rubric.parent_id)
         except NotFound:
             parent = None  # the team may not see it
-    view = views.rubric_page(
+    view = rubric_page(
         rubric,
         parent,
         await library.lineage(caller, rubric_id),
@@ -492,7 +497,7 @@ async def show_judges(visit: Visiting) -> Response:
 async def show_cost(visit: Visiting) -> Response:
     """Show what judging cost by day, run and judge, what reuse saved, and the budgets."""
     usage, caller = visit.services.usage, visit.caller
-    since = views.days_before(now().date(), COST_DAYS)
+    since = days_before(now().date(), COST_DAYS)
 
     async def report(*keys: UsageKey) -> schema.UsageReport:
         return await usage.report(caller, keys, team=caller.team, since=since, until=None)
@@ -510,7 +515,7 @@ async def show_cost(visit: Visiting) -> Response:
     return visit.show(
         "cost.html",
         "cost",
-        **views.cost_page(
+        **cost_page(
             await report("day", "run"),
             await report("run", "role", "judge"),
             await report("role"),

@@ -106,14 +106,14 @@ async def load_health(store: RunStore, team: str, rubric: Rubric) -> RubricHealt
 
 def _health(rubric: Rubric, life: RubricLife) -> RubricHealth:
     groups, size = life.groups(), len(rubric.criteria)
-    joined = "".join(group.rollouts for group in groups)
+    joined = "".join(group.verdicts for group in groups)
     rollouts = count_verdicts(joined, size)
-    teachers = count_verdicts("".join(group.teachers for group in groups), size)
+    teachers = count_verdicts("".join(group.teacher_verdicts for group in groups), size)
     # The rubric's life is looked at as a run of one group a step, so that a run's rules apply.
     steps = range(len(groups))
     keys = [criterion_key(criterion) for criterion in rubric.criteria]
-    columns = count_by_part([group.rollouts for group in groups], size)
-    recent = "".join(group.rollouts for group in groups[-PAIR_STEPS:])
+    columns = count_by_part([group.verdicts for group in groups], size)
+    recent = "".join(group.verdicts for group in groups[-PAIR_STEPS:])
     found = find_in_criteria(
         steps,
         [

@@ -15,11 +15,9 @@ from markscheme_server.domain.findings import (
     BudgetFigures,
     CriterionFigures,
     Finding,
-    LengthReward,
-    PairedRewards,
     PairFigures,
     RunFigures,
-    StepFigures,
+    StepColumns,
     find,
 )
 from markscheme_server.domain.hashing import criterion_key
@@ -128,7 +126,7 @@ class LoadedRun:
             self._found.clear()
             self._found[asked] = find(
                 RunFigures(
-                    steps=_step_figures(self.history),
+                    steps=_step_columns(self.history),
                     criteria=self._criterion_figures(),
                     pairs=self._pairs(),
                     running=running,
@@ -253,39 +251,33 @@ def _added(criteria: Sequence[CriterionCounts]) -> CategoryCounts:
     return CategoryCounts(len(criteria), added([each.rollouts for each in criteria]), teacher)
 
 
-def _step_figures(history: RunHistory) -> list[StepFigures]:
+def _step_columns(history: RunHistory) -> StepColumns:
     columns = history.columns
     c, s = columns.counts, columns.sums
-    none: Mapping[str, int] = {}
-    no_metrics: Mapping[str, float | None] = {}
-    no_second = PairedRewards()
-    return [
-        StepFigures(*row)
-        for row in zip(
-            columns.steps,
-            c["rollouts"],
-            (columns.reasons.get(step, none) for step in columns.steps),
-            s["reward"],
-            s["reward_squares"],
-            c["truncated"],
-            c["comparable"],
-            c["flat"],
-            (
-                words if known == rollouts else None
-                for words, known, rollouts in zip(
-                    c["words"], c["words_known"], c["rollouts"], strict=True
-                )
-            ),
-            map(PairedRewards, c["beside_teacher"], s["beside_reward"], s["beside_other"]),
-            (
-                PairedRewards(*history.second[step]) if step in history.second else no_second
-                for step in columns.steps
-            ),
-            map(LengthReward, c["length_rollouts"], c["length_groups"], s["xx"], s["yy"], s["xy"]),
-            (history.metrics.get(step, no_metrics) for step in columns.steps),
-            strict=True,
-        )
-    ]
+    reasons, none = columns.reasons, dict[str, int]()
+    second = [(step, *history.second[step]) for step in columns.steps if step in history.second]
+    seconded, *second_sums = zip(*second, strict=True) if second else ((), (), (), ())
+    return StepColumns(
+        columns.steps,
+        c["rollouts"],
+        [sum(reasons.get(step, none).values()) for step in columns.steps],
+        reasons,
+        s["reward"],
+        s["reward_squares"],
+        c["truncated"],
+        c["comparable"],
+        c["flat"],
+        [
+            words if known == rollouts else None
+            for words, known, rollouts in zip(
+                c["words"], c["words_known"], c["rollouts"], strict=True
+            )
+        ],
+        (c["beside_teacher"], s["beside_reward"], s["beside_other"]),
+        (seconded, second_sums),
+        (c["length_rollouts"], c["length_groups"], s["xx"], s["yy"], s["xy"]),
+        history.metrics,
+    )
 
 
 def _budget(budget: Budget) -> BudgetFigures:

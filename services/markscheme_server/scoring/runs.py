@@ -5,8 +5,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import accumulate
 from time import perf_counter
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from markscheme import schema
 from markscheme.vocabulary import FindingKind, RunState
@@ -32,6 +35,7 @@ MAX_RUNS, MAX_RECORDS = 10_000, 100_000
 """Limits: runs of a team (beyond it only scoring creates runs), steps of a run with metrics."""
 MAX_LISTED = 1000
 """Summaries in the cache of a process."""
+_SPANS = TypeAdapter(list[schema.CriterionSpan])
 FINDINGS_BUDGET_S = 0.2
 """Seconds that a list spends on computing findings that are not cached."""
 
@@ -374,15 +378,23 @@ def _over_steps(history: RunHistory, columns: CriterionColumns, bins: int) -> di
     """Return the shares and the spans of a criterion, or of a category, by step."""
     begin, width = history.span_of(bins, None, None)
     steps, start = columns.steps, 0
-    spans = []
+    # What there was up to each step: a span is a difference of two.
+    met, judged, unknown = (list(accumulate(column, initial=0)) for column in columns[1:])
+    rows = []
     while start < len(steps):
         end = begin + ((steps[start] - begin) // width + 1) * width
         stop = bisect_left(steps, end, start)
-        counts = _sums(columns, start, stop)
-        spans.append(
-            schema.CriterionSpan(first_step=steps[start], last_step=steps[stop - 1], **counts)
+        rows.append(
+            {
+                "first_step": steps[start],
+                "last_step": steps[stop - 1],
+                "met": met[stop] - met[start],
+                "judged": judged[stop] - judged[start],
+                "unknown": unknown[stop] - unknown[start],
+            }
         )
         start = stop
+    spans = _SPANS.validate_python(rows)  # all at once, which takes half as long as one by one
     return {
         "total": schema.CriterionShare(**_sums(columns, 0, len(steps))),
         "first": schema.CriterionShare(**_sums(columns, 0, _window(columns))),

@@ -1,13 +1,16 @@
 """Training runs: what they are, and the figures of their groups."""
 
+import asyncio
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any
 
 import sqlalchemy as sa
-from pydantic_core import from_json
+from pydantic import TypeAdapter
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from markscheme_server.domain.group_figures import load_figures
 from markscheme_server.domain.rubric import Criterion
@@ -15,7 +18,7 @@ from markscheme_server.domain.run_blocks import BLOCK_STEPS, BLOCK_VERSION, Bloc
 from markscheme_server.domain.run_columns import RunGroup
 from markscheme_server.domain.usage import to_usd
 from markscheme_server.store.audit import Actor, record
-from markscheme_server.store.engine.database import Database, team_scope
+from markscheme_server.store.engine.database import Database, TeamScope, team_scope
 from markscheme_server.store.engine.ids import as_utc, now
 from markscheme_server.store.rubrics import visible
 from markscheme_server.store.tables import (
@@ -33,6 +36,10 @@ from markscheme_server.store.tables import (
 )
 
 Rows = Sequence[Mapping[str, Any]]
+MAX_LIFE = 8 * 1024 * 1024
+"""Characters of figures that a rubric's health is read from: the newest 18,000 groups of 8 rollouts
+and 12 criteria. They take a third of a second.
+"""
 CREATED = "run.created"
 """The audit trail's action for a run that was made by request."""
 
@@ -97,30 +104,30 @@ class RunReading:
         return {step: of for (step, _), of in zip(self._metrics, loaded, strict=True)}
 
 
-class GroupVerdicts(NamedTuple):
-    """The verdicts of a group on its rollouts and on teacher responses, as joined strings.
-
-    `at`: when it was scored, in seconds since 1970.
-    """
+@dataclass(frozen=True, slots=True)
+class GroupVerdicts:
+    """The verdicts of a group: some of the fields of `GroupFigures`."""
 
     at: float
-    rollouts: str
-    teachers: str
+    verdicts: str = ""
+    teacher_verdicts: str = ""
+
+
+_GROUP_VERDICTS = TypeAdapter(list[GroupVerdicts])
+# Groups of a batch have the same time.
+_BY_TIME = attrgetter("at", "verdicts", "teacher_verdicts")
 
 
 @dataclass(frozen=True, slots=True)
 class RubricLife:
-    """What a rubric has scored. `runs`: the runs that the groups are of."""
+    """What a rubric has scored. `runs`: all runs that it has scored groups of."""
 
     runs: Sequence[str]
     _figures: str
 
     def groups(self) -> list[GroupVerdicts]:
         """Parse the verdicts of its groups, the first scored first; thousands take long."""
-        return sorted(
-            GroupVerdicts(each["at"], each.get("verdicts", ""), each.get("teacher_verdicts", ""))
-            for each in from_json(f"[{self._figures}]")
-        )
+        return sorted(_GROUP_VERDICTS.validate_json(f"[{self._figures}]"), key=_BY_TIME)
 
 
 class RunStore:
@@ -144,6 +151,7 @@ class RunStore:
         a, p = assignments.c, past_groups.c
         team: sa.BindParameter[str] = sa.bindparam("team")
         run: sa.BindParameter[str] = sa.bindparam("run")
+        self._find = self._select.where(r.team == team, r.id == run)
         groups = (
             sa.select(
                 a.id, a.step, a.rubric_id, a.judge, sa.literal(0).label("pruned"), a.figures
@@ -158,7 +166,13 @@ class RunStore:
         # Ranges instead of a condition on the block, because an index has them.
         self._groups = sa.union_all(
             *(
-                each.where(step >= span.low, step < span.high)
+                each.where(
+                    step >= span.low,
+                    step < span.high,
+                    # Without these SQLite looks at all groups of the run.
+                    step >= sa.bindparam("low"),
+                    step < sa.bindparam("high"),
+                )
                 for each, step in zip(groups, (a.step, p.step), strict=True)
             )
         )
@@ -167,7 +181,7 @@ class RunStore:
                 _block_of(a.step).label("first"),
                 sa.func.count().label("groups"),
                 sa.literal(0).label("pruned"),
-                sa.func.max(a.scored_at).label("scored_at"),
+                _sum_of_times(a.scored_at).label("scored_at"),
             )
             .where(a.team == team, a.run_id == run, a.figures.is_not(None))
             .group_by("first"),
@@ -239,25 +253,36 @@ class RunStore:
             sa.select(sa.func.min(p.step)).where(p.team == team, p.run_id == run),
         ]
         self._costs = _cost_queries(database)
+        self._criteria = sa.select(rubrics.c.id, rubrics.c.criteria).where(
+            database.in_keys(rubrics.c.id, "keys"), visible(team)
+        )
         rubric: sa.BindParameter[str] = sa.bindparam("rubric")
         of_rubric = sa.union_all(
-            sa.select(a.figures, a.run_id).where(
+            sa.select(a.id, a.figures, a.run_id).where(
                 a.team == team, a.rubric_id == rubric, a.figures.is_not(None)
             ),
-            sa.select(p.figures, p.run_id).where(p.team == team, p.rubric_id == rubric),
+            sa.select(p.id, p.figures, p.run_id).where(p.team == team, p.rubric_id == rubric),
         ).subquery()
+        g = of_rubric.c
+        self._sizes_of_rubric = sa.select(
+            g.run_id, sa.func.sum(sa.func.length(g.figures))
+        ).group_by(g.run_id)
+        # The ids of groups sort by time.
+        newer = sa.func.sum(sa.func.length(g.figures)).over(
+            order_by=g.id.desc(), rows=(None, 0)
+        ) - sa.func.length(g.figures)
+        newest = sa.select(g.id, newer.label("newer")).subquery()
+        self._life_begins = sa.select(sa.func.min(newest.c.id)).where(newest.c.newer < MAX_LIFE)
         # One text instead of thousands of rows, each of which takes longer than its JSON.
-        self._figures_of_rubric = sa.select(sa.func.aggregate_strings(of_rubric.c.figures, ","))
-        self._runs_of_rubric = (
-            sa.select(of_rubric.c.run_id).where(of_rubric.c.run_id.is_not(None)).distinct()
+        self._figures_of_rubric = sa.select(sa.func.aggregate_strings(g.figures, ",")).where(
+            g.id >= sa.bindparam("since")
         )
 
     async def find(self, team: str, run_id: str) -> StoredRun | None:
         """Return a run of a team."""
-        query = self._select.where(runs.c.team == team, runs.c.id == run_id)
-        async with self._db.reading(team_scope(team)) as connection:
-            row = (await connection.execute(query)).first()
-        return _run(row) if row is not None else None
+        of_run = {"team": team, "run": run_id}
+        rows = await self._db.read(team_scope(team), self._find, of_run)
+        return _run(rows[0]) if rows else None
 
     async def count(self, team: str) -> int:
         """Return how many runs a team has."""
@@ -357,6 +382,8 @@ class RunStore:
             if stored.scalar_one() > most:
                 await connection.rollback()
                 return False
+            # Not with the run alone: who reads it in between has it without these metrics.
+            await _touch(connection, team, run_id)
         return True
 
     async def read(self, team: str, run_id: str, known: Mapping[int, BlockMark]) -> "RunReading":
@@ -364,11 +391,29 @@ class RunStore:
 
         `known`: marks of blocks that need not be read while they are the same.
         """
-        of_run: dict[str, Any] = {"team": team, "run": run_id}
-        async with self._db.reading(team_scope(team)) as connection:
+        of_run, scope = {"team": team, "run": run_id}, team_scope(team)
+        (marks, blocks, unread, groups), (second, metrics, repeats) = await asyncio.gather(
+            self._read_blocks(scope, of_run, known),
+            self._db.read_each(scope, (self._second, self._metrics, self._repeats), of_run),
+        )
+        return RunReading(
+            marks,
+            blocks,
+            unread,
+            groups,
+            {step: tuple(sums) for step, *sums in second},
+            metrics,
+            [Repeats(*row) for row in repeats],
+        )
+
+    async def _read_blocks(
+        self, scope: TeamScope, of_run: Mapping[str, Any], known: Mapping[int, BlockMark]
+    ) -> tuple[dict[int, BlockMark], list[Block], set[int], Sequence[Any]]:
+        """Return the first four fields of a `RunReading`."""
+        async with self._db.reading(scope) as connection:
 
             async def rows(statement: Any, **more: Any) -> Sequence[Any]:
-                return (await connection.execute(statement, of_run | more)).all()
+                return (await connection.execute(statement, {**of_run, **more})).all()
 
             marks = _marks(await rows(self._block_marks))
             unread = {first for first, mark in marks.items() if known.get(first) != mark}
@@ -383,15 +428,15 @@ class RunStore:
             blocks = [each for each in stored if each.first in closed]
             blocks = [each for each in blocks if each.mark == marks[each.first]]
             unread -= {block.first for block in blocks}
-            return RunReading(
-                marks,
-                blocks,
-                unread,
-                await rows(self._groups, ranges=self._db.pack(_ranges(unread))) if unread else (),
-                {step: tuple(sums) for step, *sums in await rows(self._second)},
-                await rows(self._metrics),
-                [Repeats(*row) for row in await rows(self._repeats)],
+            if not unread:
+                return marks, blocks, unread, ()
+            groups = await rows(
+                self._groups,
+                low=min(unread),
+                high=max(unread) + BLOCK_STEPS,
+                ranges=self._db.pack(_ranges(unread)),
             )
+            return marks, blocks, unread, groups
 
     async def gaps(self, team: str, run_id: str) -> dict[str, float]:
         """Return the mean difference of two judges' rewards of each group that has both."""
@@ -426,12 +471,21 @@ class RunStore:
             await connection.execute(self._save_block, rows)
 
     async def life_of_rubric(self, team: str, rubric_id: str) -> "RubricLife":
-        """Return the verdicts of the team's groups that a rubric scored."""
+        """Return the verdicts of the team's groups that a rubric scored.
+
+        The newest ones, if their figures have more than `MAX_LIFE` characters.
+        """
         of_rubric = {"team": team, "rubric": rubric_id}
         async with self._db.reading(team_scope(team)) as connection:
-            figures = (await connection.execute(self._figures_of_rubric, of_rubric)).scalar()
-            found = await connection.execute(self._runs_of_rubric, of_rubric)
-            return RubricLife(sorted(found.scalars()), figures or "")
+            sizes = (await connection.execute(self._sizes_of_rubric, of_rubric)).all()
+            since = ""
+            if sum(size for _, size in sizes) > MAX_LIFE:
+                since = (await connection.execute(self._life_begins, of_rubric)).scalar_one()
+            figures = (
+                await connection.execute(self._figures_of_rubric, of_rubric | {"since": since})
+            ).scalar()
+        runs = sorted(run for run, _ in sizes if run is not None)
+        return RubricLife(runs, figures or "")
 
     async def save_second(self, team: str, run_id: str | None, rows: Rows) -> None:
         """Store what a second judge said: rows of `second_verdicts` without team and run."""
@@ -471,38 +525,35 @@ class RunStore:
         new = [{"team": team, "run_id": run_id, "created_at": at} | dict(row) for row in rows]
         async with self._db.writing(team_scope(team)) as connection:
             await self._db.insert_new(connection, table, new)
-            await connection.execute(
-                sa.update(runs)
-                .where(runs.c.team == team, runs.c.id == run_id)
-                .values(changed_at=at)
-            )
+            await _touch(connection, team, run_id)
 
     async def criteria(self, team: str, rubric_ids: Sequence[str]) -> dict[str, list[Criterion]]:
         """Return the criteria of those of these rubrics that the team may see, by rubric id."""
-        query = sa.select(rubrics.c.id, rubrics.c.criteria).where(
-            self._db.in_keys(rubrics.c.id, "keys"), visible(team)
-        )
-        async with self._db.reading(team_scope(team)) as connection:
-            rows = await connection.execute(query, {"keys": self._db.keys(rubric_ids)})
-            return {id_: [Criterion(**each) for each in criteria] for id_, criteria in rows}
+        asked = {"keys": self._db.keys(rubric_ids), "team": team}
+        rows = await self._db.read(team_scope(team), self._criteria, asked)
+        return {id_: [Criterion(**each) for each in criteria] for id_, criteria in rows}
 
     async def costs(self, team: str, run_ids: Sequence[str]) -> dict[str, RunCost]:
         """Return what judging runs cost, and what reuse saved."""
         nano = dict.fromkeys(run_ids, 0)
         saved = dict.fromkeys(run_ids, 0.0)
         calls = dict.fromkeys(run_ids, 0)
-        async with self._db.reading(team_scope(team)) as connection:
-            for query in self._costs:
-                for run_id, cost, spared, without_price in await connection.execute(
-                    query, {"keys": self._db.keys(run_ids), "team": team}
-                ):
-                    nano[run_id] += int(cost or 0)
-                    saved[run_id] += float(spared or 0.0)
-                    calls[run_id] += int(without_price or 0)
+        asked = {"keys": self._db.keys(run_ids), "team": team}
+        for rows in await self._db.read_each(team_scope(team), self._costs, asked):
+            for run_id, cost, spared, without_price in rows:
+                nano[run_id] += int(cost or 0)
+                saved[run_id] += float(spared or 0.0)
+                calls[run_id] += int(without_price or 0)
         return {
             run_id: RunCost(to_usd(nano[run_id]), saved[run_id], calls[run_id])
             for run_id in run_ids
         }
+
+
+async def _touch(connection: AsyncConnection, team: str, run_id: str | None) -> None:
+    """Note that a figure of the run has changed, in the transaction that changes it."""
+    of_run = sa.update(runs).where(runs.c.team == team, runs.c.id == run_id)
+    await connection.execute(of_run.values(changed_at=now()))
 
 
 def _cost_queries(database: Database) -> tuple[Any, ...]:
@@ -533,6 +584,13 @@ def _block_of(step: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
     # Not a parameter: PostgreSQL must see that it selects and groups by the same expression.
     size = sa.literal_column(str(BLOCK_STEPS), sa.Integer)
     return step // size * size
+
+
+def _sum_of_times(scored_at: sa.ColumnElement[float]) -> sa.ColumnElement[float]:
+    """Return `BlockMark.scored_at`: below 2^53 for two million groups, so that it is exact."""
+    micros = sa.cast(scored_at * sa.literal_column("1e6", sa.Double), sa.BigInteger)
+    each = micros % sa.literal_column(str(2**32), sa.BigInteger)
+    return sa.cast(sa.func.sum(each), sa.Double)
 
 
 def _repeat_id(verdict_key: str) -> str:
@@ -574,15 +632,16 @@ def _subject(run_id: str) -> str:
     return f"run:{run_id}"
 
 
-def _run(row: Any) -> StoredRun:
+def _run(row: Sequence[Any]) -> StoredRun:
+    id_, team, state, reason, steps, facts, created_at, last_scored_at, changed_at = row
     return StoredRun(
-        row.id,
-        row.team,
-        row.state,
-        row.reason,
-        row.steps,
-        row.facts,
-        as_utc(row.created_at),
-        as_utc(row.last_scored_at) if row.last_scored_at is not None else None,
-        as_utc(row.changed_at),
+        id_,
+        team,
+        state,
+        reason,
+        steps,
+        facts,
+        as_utc(created_at),
+        as_utc(last_scored_at) if last_scored_at is not None else None,
+        as_utc(changed_at),
     )

@@ -351,8 +351,8 @@ run_blocks = sa.Table(
 """The figures of some steps of a run, added up: `domain.run_blocks.Block`.
 
 Made from the groups when they are read, and read in their place while ``groups``, ``pruned`` and
-``scored_at`` are still those of the groups. ``version``: of the format of ``figures`` and
-``details``; blocks of another version are not read.
+``scored_at``, a sum of all their times, are still those of the groups. ``version``: of the format
+of ``figures`` and ``details``; blocks of another version are not read.
 """
 
 second_verdicts = sa.Table(

@@ -24,8 +24,12 @@ from fakes.runs import HOSTILE, REPLAYS, MadeRun, made_comparison, made_group, m
 from markscheme import schema
 from markscheme.client import Client
 from markscheme_server.domain.caller import OPERATOR, Caller
-from markscheme_server.pages import comparison, render, views
+from markscheme_server.pages import addresses, comparison, render
+from markscheme_server.pages.cost_page import cost_page
+from markscheme_server.pages.group_page import group_page
+from markscheme_server.pages.labels import labels
 from markscheme_server.pages.render import POLICY, Frame
+from markscheme_server.pages.run_page import Window, run_page
 from markscheme_server.pages.words import CATEGORIES
 
 RUN = "/pages/runs/support-7b-ropd-4"
@@ -70,13 +74,13 @@ def show(serve: Callable[..., str]) -> Iterator[Callable[..., Callable[..., http
 
 
 def run_view(run: MadeRun, **detail: Any) -> dict[str, Any]:
-    return views.run_page(
+    return run_page(
         run.detail(**detail),
         run.step_list(),
         run.criterion_list(),
         run.finding_list(),
         run.group_list(),
-        views.Window(),
+        Window(),
     )
 
 
@@ -85,7 +89,7 @@ def run_html(run: MadeRun, **detail: Any) -> str:
 
 
 def group_html(group: schema.GroupDetail) -> str:
-    view = views.group_page(group)
+    view = group_page(group)
     return render.page("group.html", Frame("../", "runs", OPERATOR), view=view, **view)
 
 
@@ -233,7 +237,7 @@ def test_a_replay_says_why_it_waits_or_failed(show: Callable[..., Any]) -> None:
 
 def test_hostile_text_stays_text_wherever_it_is_shown(show: Callable[..., Any]) -> None:
     get = show(text=HOSTILE)
-    run = httpx.URL("/pages/runs/").join(views.path(HOSTILE))
+    run = httpx.URL("/pages/runs/").join(addresses.path(HOSTILE))
     replays = [f"/pages/replays/{id}" for id in REPLAYS]
     names = httpx.QueryParams({"runs": [HOSTILE, f"{HOSTILE} 2"]})
     chosen = (f"/pages/?{names}", f"/pages/compare?{names}")
@@ -359,7 +363,7 @@ def test_every_kind_of_response_is_shown(changes: dict[str, Any], said: str) -> 
 
 def test_rollouts_stand_by_reward_and_the_unknown_one_last() -> None:
     group = made_group()
-    order = [column.name for column in views.group_page(group)["columns"]]
+    order = [column.name for column in group_page(group)["columns"]]
     assert order[0] == "teacher"
     assert order[-1] == "r7"
 
@@ -420,13 +424,13 @@ def test_criteria_that_differ_by_their_condition_are_told_apart() -> None:
     ]
     listed = run.criterion_list()
     data = [c.model_copy(update={"text": t}) for c, t in zip(listed.data, texts, strict=True)]
-    view = views.run_page(
+    view = run_page(
         run.detail(),
         run.step_list(),
         listed.model_copy(update={"data": data}),
         run.finding_list(),
         run.group_list(),
-        views.Window(),
+        Window(),
     )
     page = Page(render.page("run.html", Frame("../", "runs", OPERATOR), **view))
     assert "It is short. only if it is in English" in page.text
@@ -436,7 +440,7 @@ def test_criteria_that_differ_by_their_condition_are_told_apart() -> None:
 
 
 def test_a_criterion_alone_shows_its_statement_only() -> None:
-    (label,) = views.labels([("It is short. Counts only if it is in English.", "c1")])
+    (label,) = labels([("It is short. Counts only if it is in English.", "c1")])
     assert (label.statement, label.note) == ("It is short.", "")
     assert label.condition == "only if it is in English"
 
@@ -503,7 +507,7 @@ def test_calls_without_a_price_are_not_zero_dollars() -> None:
     free = bucket(calls=7, unpriced_calls=7, run="a", role="verifier", judge="m")
     second = bucket(calls=3, cost_usd=0.25, role="shadow")
     report = schema.UsageReport(since=None, until=None, data=[free], total=free, truncated=False)
-    view = views.cost_page(
+    view = cost_page(
         report.model_copy(update={"since": made.START.date(), "data": []}),
         report,
         report.model_copy(update={"data": [free, second]}),

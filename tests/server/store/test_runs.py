@@ -1,12 +1,15 @@
 """Test what runs keep: figures beyond pruning, second verdicts, repeats, cost."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from markscheme import schema
+from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
@@ -16,6 +19,7 @@ from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.run_groups import RunGroupService
 from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import RunService
+from markscheme_server.store import runs as stored_runs
 from markscheme_server.store.assignments import (
     GroupOutcome,
     GroupRef,
@@ -98,6 +102,12 @@ async def answers(reader: Reader) -> list[schema.Wire]:
     ]
 
 
+def rewards(answered: Sequence[schema.Wire]) -> list[float | None]:
+    steps = answered[1]
+    assert isinstance(steps, schema.StepList)
+    return [each.reward for each in steps.data]
+
+
 async def prune(store: Store) -> None:
     async for _ in Pruner(store.database, now() + timedelta(seconds=1), dry=False).run():
         pass
@@ -169,6 +179,49 @@ async def test_another_process_reads_finished_steps_as_they_are_stored(
     assert read == [{last}, {0, last}, {last}, set(), every, {last}, {last}, {last}]
 
 
+async def test_a_group_that_is_stored_late_is_in_the_figures(
+    store: Store, database_url: str
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    for step in (0, 1, BLOCK_STEPS):
+        await score(store, rubric, step, [("red", "11", 1.0)])
+    slow = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
+    write, begun, go_on = slow.database.write, asyncio.Event(), asyncio.Event()
+
+    async def write_late(*args: Any, **options: Any) -> Sequence[Any]:
+        if "outcomes" in args[2]:
+            begun.set()
+            await go_on.wait()
+        return await write(*args, **options)
+
+    slow.database.write = write_late  # type: ignore[method-assign]
+    # The first group is scored again before the second, and stored after it.
+    first = asyncio.create_task(score(slow, rubric, 0, [("red", "10", 0.5)]))
+    await begun.wait()
+    await score(store, rubric, 1, [("red", "00", 0.0)])
+    assert rewards(await answers(reader)) == rewards(await answers(Reader(store))) == [1, 0, 1]
+    go_on.set()
+    await first
+    assert rewards(await answers(reader)) == rewards(await answers(Reader(store))) == [0.5, 0, 1]
+    await slow.close()
+
+
+async def test_metrics_are_in_the_figures_of_who_read_the_run_while_they_were_stored(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    await score(store, rubric, 0, [("red", "11", 1.0)])
+    put = store.runs.put
+
+    async def put_and_read(*args: Any) -> None:
+        await put(*args)
+        await answers(reader)
+
+    monkeypatch.setattr(store.runs, "put", put_and_read)
+    await store.runs.add_records(Actor("red"), "run", {0: {"loss": 0.5}}, most=10)
+    assert (await reader.runs.steps(RED, "run")).data[0].metrics == {"loss": 0.5}
+
+
 async def test_a_run_is_read_though_its_blocks_cannot_be_stored(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +283,24 @@ async def test_a_rubrics_health_is_that_of_all_its_groups_pruned_ones_included(
     assert first.teacher == schema.CriterionShare(met=25, judged=25, unknown=0)
     await prune(store)
     assert await reader.reports.health(RED, rubric.id) == found
+
+
+async def test_a_rubrics_health_is_that_of_its_newest_groups_if_there_are_very_many(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric = await make_rubric(store)
+    for step in range(6):
+        await score(store, rubric, step, [("red", "10" if step < 3 else "01", 0.5)])
+        if step == 1:
+            await prune(store)
+    every = await store.runs.life_of_rubric("red", rubric.id)
+    assert [each.verdicts for each in every.groups()] == ["10"] * 3 + ["01"] * 3
+    size = len(every._figures) // 6
+    for most, kept in ((size // 2, 1), (size * 5 // 2, 3), (size * 9 // 2, 5), (size * 10, 6)):
+        monkeypatch.setattr(stored_runs, "MAX_LIFE", most)
+        life = await stored_runs.RunStore(store.database).life_of_rubric("red", rubric.id)
+        assert life.groups() == every.groups()[-kept:]
+        assert life.runs == ["run"]
 
 
 async def test_another_teams_groups_are_in_no_health(store: Store) -> None:

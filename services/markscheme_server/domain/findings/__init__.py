@@ -11,6 +11,7 @@ from markscheme_server.domain.findings.figures import (
     PairedRewards,
     PairFigures,
     RunFigures,
+    StepColumns,
     StepFigures,
 )
 from markscheme_server.domain.findings.finding import Finding, GroupFilter
@@ -26,6 +27,7 @@ __all__ = [
     "PairFigures",
     "PairedRewards",
     "RunFigures",
+    "StepColumns",
     "StepFigures",
     "find",
     "find_in_criteria",

@@ -4,7 +4,7 @@ Steps are numbered as the trainer sent them. An unknown value is left out of eve
 counts as 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -56,7 +56,7 @@ class LengthReward(NamedTuple):
 
 
 class StepFigures(NamedTuple):
-    """A step of a run. A tuple, because a run has thousands.
+    """A step of a run.
 
     Attributes:
         step: Its number, as the trainer sent it.
@@ -92,7 +92,68 @@ class StepFigures(NamedTuple):
     @property
     def unknown(self) -> int:
         """Rollouts without a known reward."""
-        return sum(self.reasons.values()) if self.reasons else 0  # asked for thousands of times
+        return sum(self.reasons.values()) if self.reasons else 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepColumns:
+    """The steps of a run in order, as columns: a run has thousands of steps.
+
+    Attributes:
+        steps: Their numbers; each other column has as many entries, unless it says otherwise.
+        rollouts: As in `StepFigures`, and so are others of the same name.
+        unknown: Rollouts without a known reward.
+        reasons: Of the steps that have such rollouts, by step.
+        teacher: A column of each field of `PairedRewards`.
+        second_judge: The steps in which a second judge scored, and such columns of those.
+        length_reward: A column of each field of `LengthReward`.
+        metrics: Of the steps that have any, by step.
+    """
+
+    steps: Sequence[int]
+    rollouts: Sequence[int]
+    unknown: Sequence[int]
+    reasons: Mapping[int, Mapping[str, int]]
+    reward_sum: Sequence[float]
+    reward_squares: Sequence[float]
+    truncated: Sequence[int]
+    comparable_groups: Sequence[int]
+    flat_groups: Sequence[int]
+    words: Sequence[int | None]
+    teacher: Sequence[Sequence[float]]
+    second_judge: tuple[Sequence[int], Sequence[Sequence[float]]]
+    length_reward: Sequence[Sequence[float]]
+    metrics: Mapping[int, Mapping[str, float | None]]
+
+    @classmethod
+    def of(cls, steps: Iterable[StepFigures]) -> "StepColumns":
+        """Return the columns of steps in any order."""
+        rows = sorted(steps, key=lambda step: step.step)
+        numbers = [row.step for row in rows]
+        teacher, second, length = (
+            tuple(zip(*column, strict=True)) or ((),) * width
+            for column, width in (
+                ([row.teacher for row in rows], 3),
+                ([row.second_judge for row in rows], 3),
+                ([row.length_reward for row in rows], 5),
+            )
+        )
+        return cls(
+            numbers,
+            [row.rollouts for row in rows],
+            [row.unknown for row in rows],
+            {row.step: row.reasons for row in rows if row.reasons},
+            [row.reward_sum for row in rows],
+            [row.reward_squares for row in rows],
+            [row.truncated for row in rows],
+            [row.comparable_groups for row in rows],
+            [row.flat_groups for row in rows],
+            [row.words for row in rows],
+            teacher,
+            (numbers, second),
+            length,
+            {row.step: row.metrics for row in rows if row.metrics},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +232,7 @@ class RunFigures:
     """A run.
 
     Attributes:
-        steps: Its steps, in any order.
+        steps: Its steps, as columns or in any order.
         criteria: Its criteria, in any order.
         pairs: Pairs of criteria.
         running: Whether it is still running; a run that is not spends no more.
@@ -181,7 +242,7 @@ class RunFigures:
         budgets: Its budget and its team's.
     """
 
-    steps: Sequence[StepFigures] = ()
+    steps: StepColumns | Sequence[StepFigures] = ()
     criteria: Sequence[CriterionFigures] = ()
     pairs: Sequence[PairFigures] = ()
     running: bool = True

@@ -1,9 +1,11 @@
 """The rules that derive findings from a run's figures. docs/runs.md states them."""
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from operator import sub
 
 from markscheme.vocabulary import GroupSort
 from markscheme_server.domain.findings.figures import (
@@ -12,7 +14,7 @@ from markscheme_server.domain.findings.figures import (
     CriterionFigures,
     PairFigures,
     RunFigures,
-    StepFigures,
+    StepColumns,
 )
 from markscheme_server.domain.findings.finding import Finding, GroupFilter
 from markscheme_server.domain.findings.series import (
@@ -62,10 +64,10 @@ _ORDER = {"alarm": 0, "watch": 1}
 
 def find(run: RunFigures) -> list[Finding]:
     """Return what is wrong with a run: alarms first, then by the step of onset."""
-    if not run.steps:
+    steps = run.steps if isinstance(run.steps, StepColumns) else StepColumns.of(run.steps)
+    if not steps.steps:
         return []
-    steps = sorted(run.steps, key=lambda step: step.step)
-    report = _Report(run, steps)
+    report = _RunReport(run, steps)
     return _sorted(
         [
             *report.reward(),
@@ -89,7 +91,7 @@ def find_in_criteria(
     """Return what is wrong with criteria alone, in the order of `find`. `steps`: in order."""
     if not steps:
         return []
-    report = _Report(RunFigures(criteria=criteria, pairs=pairs), list(map(StepFigures, steps)))
+    report = _Report(RunFigures(criteria=criteria, pairs=pairs), steps)
     return _sorted([*report.criteria(), *report.pairs()])
 
 
@@ -101,38 +103,14 @@ def _sorted(findings: Iterable[Finding]) -> list[Finding]:
 
 
 class _Report:
-    """The rules, on one run with steps in order."""
+    """The rules about criteria, on one run with these steps in order."""
 
-    def __init__(self, run: RunFigures, steps: Sequence[StepFigures]) -> None:
-        self._run, self._steps = run, steps
-        self._first_step, self._last_step = steps[0].step, steps[-1].step
+    def __init__(self, run: RunFigures, steps: Sequence[int]) -> None:
+        self._run = run
+        self._first_step, self._last_step = steps[0], steps[-1]
         width = max(1, min(100, len(steps) // 4))
-        self._recent_step = steps[-min(len(steps), 2 * width)].step
+        self._recent_step = steps[-min(len(steps), 2 * width)]
         self._texts = {each.key: each.text for each in run.criteria}
-
-    def reward(self) -> Iterator[Finding]:
-        """Falling, of the reward."""
-        series = self._series(
-            lambda s: (s.rollouts - s.unknown, s.reward_sum, s.reward_squares), mean
-        )
-
-        def variance(window: Window) -> float:
-            known, total, squares = window.row
-            return max(squares / known - (total / known) ** 2, 0.0) / known
-
-        if (fall := _fall(series, variance)) is not None:
-            best, now, onset = fall
-            yield Finding(
-                "falling",
-                "alarm",
-                f"The reward is falling. It was {_number(series.at(best))} on average in steps "
-                f"{self._span(series, best)} and is {_number(series.at(now))} now, since step "
-                f"{self._display(onset)}.",
-                self._display(onset),
-                None,
-                {"best": series.at(best), "now": series.at(now)},
-                self._groups(onset),
-            )
 
     def criteria(self) -> Iterator[Finding]:
         """Inverted, falling, saturated, out of reach and noisy: what one criterion shows.
@@ -284,9 +262,53 @@ class _Report:
                 GroupFilter(criterion=pair.second),
             )
 
+    def _display(self, step: int) -> int:
+        return step + 1 if self._first_step == 0 else step
+
+    def _span(self, series: Series, window: Window) -> str:
+        first, last = series.steps[window.start], series.steps[window.stop - 1]
+        return f"{self._display(first)} to {self._display(last)}"
+
+    def _groups(
+        self, since: int, criterion: str | None = None, sort: GroupSort = "newest"
+    ) -> GroupFilter:
+        return GroupFilter(since, self._last_step, criterion, sort)
+
+
+class _RunReport(_Report):
+    """All rules, on one run."""
+
+    def __init__(self, run: RunFigures, steps: StepColumns) -> None:
+        super().__init__(run, steps.steps)
+        self._steps = steps
+        self._known = list(map(sub, steps.rollouts, steps.unknown))
+
+    def reward(self) -> Iterator[Finding]:
+        """Falling, of the reward."""
+        steps = self._steps
+        series = self._series((self._known, steps.reward_sum, steps.reward_squares), mean)
+
+        def variance(window: Window) -> float:
+            known, total, squares = window.row
+            return max(squares / known - (total / known) ** 2, 0.0) / known
+
+        if (fall := _fall(series, variance)) is not None:
+            best, now, onset = fall
+            yield Finding(
+                "falling",
+                "alarm",
+                f"The reward is falling. It was {_number(series.at(best))} on average in steps "
+                f"{self._span(series, best)} and is {_number(series.at(now))} now, since step "
+                f"{self._display(onset)}.",
+                self._display(onset),
+                None,
+                {"best": series.at(best), "now": series.at(now)},
+                self._groups(onset),
+            )
+
     def judges_part(self) -> Iterator[Finding]:
         """Judges disagree: the second judge does not see the gain that the training judge sees."""
-        series = self._series(lambda s: s.second_judge, difference)
+        series = Series.of(*self._steps.second_judge, difference)
         last = series.windows[-2:]
         # The best window must not show the fault itself: it is what the others are compared with.
         if len(series.windows) < 3:
@@ -316,13 +338,10 @@ class _Report:
 
     def length_pays(self) -> Iterator[Finding]:
         """Length pays. Within groups, because that is what an advantage sees."""
-
-        def row(step: StepFigures) -> tuple[float, ...]:
-            each = step.length_reward
-            # One degree of freedom is lost for each group's mean, one for the slope.
-            return each.rollouts - each.groups - 1, each.xx, each.yy, each.xy
-
-        series = self._series(row, correlation)
+        rollouts, groups, *sums = self._steps.length_reward
+        # One degree of freedom is lost for each group's mean, one for the slope.
+        freedom = [count - means - 1 for count, means in zip(rollouts, groups, strict=True)]
+        series = self._series((freedom, *sums), correlation)
 
         def holds(window: Window) -> bool:
             r = series.at(window)
@@ -352,7 +371,7 @@ class _Report:
 
     def above_teacher(self) -> Iterator[Finding]:
         """Above the teacher: the rubric is used up."""
-        series = self._series(lambda s: s.teacher, difference)
+        series = self._series(self._steps.teacher, difference)
 
         def holds(window: Window) -> bool:
             return series.at(window) >= ABOVE_TEACHER
@@ -375,11 +394,10 @@ class _Report:
 
     def no_spread(self) -> Iterator[Finding]:
         """No spread: groups whose rewards are all equal teach nothing."""
-        series = self._series(
-            lambda s: (s.rollouts - s.unknown, s.flat_groups, s.comparable_groups),
-            lambda row: row[1] / row[2],
-            known=lambda row: row[2] > 0,
-        )
+        groups = self._steps.comparable_groups
+        # It is a share of groups, so that steps without any are left out too.
+        known = [count if of else 0 for count, of in zip(self._known, groups, strict=True)]
+        series = self._series((known, self._steps.flat_groups, groups), lambda row: row[1] / row[2])
         now = series.now(lambda window: series.at(window) >= NO_SPREAD)
         if now is None:
             return
@@ -399,12 +417,19 @@ class _Report:
 
     def unknown(self) -> Iterator[Finding]:
         """Unknown: the steps whose unknown rewards exceed the limit the most."""
-        scored = [step for step in self._steps if step.rollouts > 0]
+        if not self._steps.reasons:
+            return
+        scored = [
+            row
+            for row in zip(
+                self._steps.steps, self._steps.rollouts, self._steps.unknown, strict=True
+            )
+            if row[1] > 0
+        ]
         width = min(UNKNOWN_STEPS, len(scored))
-        unknown = [step.unknown for step in scored]
         # What there was of each up to each step: a window is a difference of two.
-        rollouts_to = list(accumulate((step.rollouts for step in scored), initial=0))
-        unknown_to = list(accumulate(unknown, initial=0))
+        rollouts_to = list(accumulate((rollouts for _, rollouts, _ in scored), initial=0))
+        unknown_to = list(accumulate((unknown for *_, unknown in scored), initial=0))
         if not any(
             (rollouts := rollouts_to[i + width] - rollouts_to[i]) >= MIN_KNOWN
             and unknown_to[i + width] - unknown_to[i] >= UNKNOWN * rollouts
@@ -412,12 +437,14 @@ class _Report:
         ):
             return
         start, stop = _largest_sum(
-            [count - UNKNOWN * step.rollouts for count, step in zip(unknown, scored, strict=True)]
+            [unknown - UNKNOWN * rollouts for _, rollouts, unknown in scored]
         )
         some = scored[start:stop]
-        reasons = sum((Counter(step.reasons) for step in some), Counter[str]())
-        count, rollouts = reasons.total(), sum(s.rollouts for s in some)
-        onset, end = some[0].step, some[-1].step
+        reasons: Counter[str] = Counter()
+        for step, *_ in some:
+            reasons.update(self._steps.reasons.get(step, {}))
+        count, rollouts = reasons.total(), rollouts_to[stop] - rollouts_to[start]
+        onset, end = some[0][0], some[-1][0]
         named = ", ".join(f"{n} {name}" for name, n in reasons.most_common())
         yield Finding(
             "unknown",
@@ -439,7 +466,7 @@ class _Report:
 
     def cut_off(self) -> Iterator[Finding]:
         """Cut off: rollouts that end at the token limit."""
-        series = self._series(lambda s: (s.rollouts, s.truncated), mean)
+        series = self._series((self._steps.rollouts, self._steps.truncated), mean)
         if not series.windows or series.first.row[0] < MIN_KNOWN:
             return
         first = series.at(series.first)
@@ -501,14 +528,17 @@ class _Report:
 
     def collapse(self) -> Iterator[Finding]:
         """Collapse: what the trainer's guard found, which it records as metrics."""
-        names = {name for step in self._steps for name in step.metrics if name.startswith(COLLAPSE)}
-        for name in sorted(names):
-            since = next((s.step for s in self._steps if s.metrics.get(name)), None)
+        metrics = self._steps.metrics
+        by_step = [(step, metrics[step]) for step in self._steps.steps if step in metrics]
+        for name in sorted(set().union(*(of_step for _, of_step in by_step))):
+            if not name.startswith(COLLAPSE):
+                continue
+            since = next((step for step, of_step in by_step if of_step.get(name)), None)
             if since is None:
                 continue
             rule = name.removeprefix(COLLAPSE)
             metric = COLLAPSE_FIGURES.get(rule, "")
-            known = [v for s in self._steps if (v := s.metrics.get(metric)) is not None]
+            known = [v for _, of_step in by_step if (v := of_step.get(metric)) is not None]
             values: dict[str, float | int | str | None] = {"rule": rule}
             figures = ""
             if known:
@@ -530,24 +560,17 @@ class _Report:
             )
 
     def _series(
-        self,
-        row: Callable[[StepFigures], tuple[float, ...]],
-        figure: Callable[[tuple[float, ...]], float],
-        *,
-        known: Callable[[tuple[float, ...]], bool] = lambda row: True,
+        self, columns: Sequence[Sequence[float]], figure: Callable[[tuple[float, ...]], float]
     ) -> Series:
-        rows = [(step.step, *each) for step in self._steps if known(each := row(step))]
-        if not rows:
-            return Series((), (), figure)
-        steps, *columns = zip(*rows, strict=True)
-        return Series.of(steps, columns, figure)
+        return Series.of(self._steps.steps, columns, figure)
 
     def _words(self, series: Series, window: Window) -> float | None:
         """Return the mean words of a rollout in a window, `None` if a step's words are unknown."""
         low, high = series.steps[window.start], series.steps[window.stop - 1]
-        steps = [s for s in self._steps if low <= s.step <= high and s.rollouts]
-        words = [s.words for s in steps if s.words is not None]
-        return sum(words) / sum(s.rollouts for s in steps) if len(words) == len(steps) else None
+        start, stop = bisect_left(self._steps.steps, low), bisect_right(self._steps.steps, high)
+        rollouts, words = self._steps.rollouts[start:stop], self._steps.words[start:stop]
+        known = [w for w, count in zip(words, rollouts, strict=True) if count and w is not None]
+        return sum(known) / sum(rollouts) if len(known) == sum(map(bool, rollouts)) else None
 
     def _done(self) -> int:
         return self._display(self._last_step)
@@ -563,18 +586,6 @@ class _Report:
                 return None
             steps = min(steps, ends_in_s / run.seconds_per_step)
         return run.cost_usd / done * steps
-
-    def _display(self, step: int) -> int:
-        return step + 1 if self._first_step == 0 else step
-
-    def _span(self, series: Series, window: Window) -> str:
-        first, last = series.steps[window.start], series.steps[window.stop - 1]
-        return f"{self._display(first)} to {self._display(last)}"
-
-    def _groups(
-        self, since: int, criterion: str | None = None, sort: GroupSort = "newest"
-    ) -> GroupFilter:
-        return GroupFilter(since, self._last_step, criterion, sort)
 
 
 def _fall(series: Series, variance: Callable[[Window], float]) -> tuple[Window, Window, int] | None:

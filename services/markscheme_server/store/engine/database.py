@@ -355,6 +355,21 @@ class Database:
         async with self.reading(scope) as connection:
             return (await connection.execute(statement, parameters)).all()
 
+    async def read_each(
+        self, scope: TeamScope, statements: Sequence[Any], parameters: Mapping[str, Any]
+    ) -> list[Sequence[Any]]:
+        """Return the rows of each statement; all have the same parameters. See `read`.
+
+        They run side by side on PostgreSQL, where most of the time is spent waiting for its
+        answers, and one after the other on SQLite.
+        """
+        if not self._is_sqlite:
+            return list(
+                await asyncio.gather(*(self.read(scope, each, parameters) for each in statements))
+            )
+        async with self.reading(scope) as connection:
+            return [(await connection.execute(each, parameters)).all() for each in statements]
+
     async def _run(
         self, scope: TeamScope, steps: Iterable[tuple[Any, Mapping[str, Any]]], *, alone: bool
     ) -> driver.Rows:

@@ -76,7 +76,7 @@ class DriverStatement:
 
     def __init__(self, statement: Any, dialect: sa.Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        if compiled.post_compile_params:
+        if compiled.post_compile_params or compiled.literal_execute_params:
             raise TypeError("the text of this statement depends on its parameters")
         self.sql, self._dialect = str(compiled), dialect
         self._parameters: list[tuple[str, Callable[[Any], Any] | None]] = []
