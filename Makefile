@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test test-pages screenshots fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
+.PHONY: help setup lock docs demo demo-control test test-pages screenshots fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-methods-language bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -134,6 +134,9 @@ bench-methods: setup  ## Training methods on small tasks, five seeds (slow, hour
 
 bench-methods-large: setup  ## The same on 1.4 million weights, with held-out inputs (slow, an hour)
 	$(CLEAN) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m training.methods --large $(BENCH_ARGS)
+
+bench-methods-language: setup  ## The same on SmolLM2-135M with IFEval prompts of short answers (slow, two hours; fetches the demo's model)
+	$(CLEAN) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m training.language $(BENCH_ARGS)
 
 bench-collapse: setup  ## How soon the collapse guard sees a collapse: 84 runs of the copy task (about half an hour)
 	$(CLEAN) PYTHONPATH=benchmarks $(BIN)/python -m training.collapse $(BENCH_ARGS)

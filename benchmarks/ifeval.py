@@ -7,7 +7,7 @@ The verifier's sentence and capital counts need NLTK's `punkt_tab` data: unzip t
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from markscheme.exchange.instructions import checks_of
 
 DATA = Path(__file__).parent / "data"
 Check = dict[str, Any]
+Instruction = tuple[str, Mapping[str, Any]]
+"""An official id with its arguments."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Item:
     id: str
     prompt: str
     teacher: str
-    instructions: tuple[tuple[str, Mapping[str, Any]], ...]
+    instructions: tuple[Instruction, ...]
     blind: bool
 
 
@@ -90,8 +92,14 @@ def _verifier() -> Any:
 def official(item_id: str, text: str) -> tuple[bool, ...]:
     """Return the official verdict on each instruction in order; an empty text fails all."""
     item = _by_id()[item_id]
-    ids = tuple(i for i, _ in item.instructions)
-    return _verifier()(item.prompt, ids, json.dumps([dict(a) for _, a in item.instructions]), text)  # type: ignore[no-any-return]
+    return verified(item.prompt, item.instructions, text)
+
+
+def verified(prompt: str, instructions: Sequence[Instruction], text: str) -> tuple[bool, ...]:
+    """Return the official verdict on each of a prompt's instructions; an empty text fails all."""
+    ids = tuple(name for name, _ in instructions)
+    arguments = json.dumps([dict(each) for _, each in instructions])
+    return _verifier()(prompt, ids, arguments, text)  # type: ignore[no-any-return]
 
 
 @cache

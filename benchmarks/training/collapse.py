@@ -24,7 +24,8 @@ from markscheme_train.training import silence_libraries
 from service.machine import describe, sentence
 from service.report import markdown_table, today, write
 from training.arms import FROZEN, ROLLOUTS, Arm
-from training.methods import Run, ensure_model, train
+from training.methods import ensure_model, train
+from training.runs import Run
 from training.summary import WINDOW, best, last, spread
 from training.tasks import TASKS
 

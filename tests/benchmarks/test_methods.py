@@ -11,10 +11,10 @@ from rich.console import Console
 
 from markscheme.schema import Group, Rollout
 from markscheme_train import reprompt
-from training import methods, tasks
+from training import methods, runs, tasks
 from training.arms import COMPARISONS, LARGE, SMALL
-from training.graders import Grader
-from training.methods import Run
+from training.graders import Grader, judge_of
+from training.runs import Run
 from training.summary import Results, best, early, report, spread
 from training.tasks import ID, LENGTH, TASKS, words
 
@@ -45,7 +45,7 @@ def result(arm: str, rate: float, seed: int, curve: list[float]) -> dict[str, An
 
 def rewards(scale: Any, *texts: str, seed: int = 0) -> list[float | None]:
     rollouts = [Rollout(id=str(number), text=text) for number, text in enumerate(texts)]
-    grader = Grader(COPY, scale, seed)
+    grader = Grader(judge_of(COPY), scale, seed)
     return grader.score([Group(id="g", prompt=PROMPT, rollouts=rollouts)]).groups[0].rewards
 
 
@@ -73,44 +73,44 @@ def test_a_run_records_success_and_every_metric(tmp_path: Path) -> None:
 
 
 class Stub:
-    """Does no training; counts what it was asked for."""
+    """Does no training; keeps what it was asked for."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(methods, "ensure_model", lambda *_: None)
-        monkeypatch.setattr(methods, "carried_out", self)
 
     def __call__(self, one: Run, workdir: Path) -> dict[str, Any]:
         self.asked.append(one.key)
         return result(one.arm.name, one.learning_rate, one.seed, [0.5] * one.steps)
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = Stub(monkeypatch)
+def carry_out(wanted: list[Run], workdir: Path, do: Stub) -> None:
     with ThreadPoolExecutor(1) as pool:
-        methods.carry_out([run("grpo")], tmp_path, pool, 1, CONSOLE)
-        with (tmp_path / "runs.jsonl").open("a") as file:
-            file.write('{"task": "copy", "ar')  # killed while it wrote
-        methods.carry_out([run("grpo"), run("srpo")], tmp_path, pool, 1, CONSOLE)
+        runs.carry_out(wanted, workdir, pool, 1, CONSOLE, prepare=lambda missing: None, do=do)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    stub = Stub()
+    carry_out([run("grpo")], tmp_path, stub)
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"task": "copy", "ar')  # killed while it wrote
+    carry_out([run("grpo"), run("srpo")], tmp_path, stub)
     assert stub.asked == [run("grpo").key, run("srpo").key]
-    assert [r["arm"] for r in methods.stored(tmp_path)] == ["grpo", "srpo"]
+    assert [r["arm"] for r in runs.stored(tmp_path)] == ["grpo", "srpo"]
 
 
 def test_ctrl_c_keeps_what_is_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Stub(monkeypatch)
-
     def interrupted(running: set[Future[Any]], **_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(methods, "wait", interrupted)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
-        methods.carry_out([run("grpo"), run("srpo")], tmp_path, pool, 1, CONSOLE)
-    assert [r["arm"] for r in methods.stored(tmp_path)] == ["grpo"]
+    monkeypatch.setattr(runs, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out([run("grpo"), run("srpo")], tmp_path, Stub())
+    assert [r["arm"] for r in runs.stored(tmp_path)] == ["grpo"]
 
 
 def test_a_metric_that_was_not_known_is_none_in_its_block() -> None:
     steps = [{"a": 1.0, "b": None}] * 10 + [{"a": 2.0}]
-    assert methods.in_blocks(steps) == {"a": [1.0, 2.0], "b": [None, None]}
+    assert runs.in_blocks(steps) == {"a": [1.0, 2.0], "b": [None, None]}
 
 
 def test_only_the_whole_answer_is_a_success() -> None:
@@ -122,7 +122,7 @@ def test_only_the_whole_answer_is_a_success() -> None:
 def test_missed_criteria_are_feedback_and_a_rating_has_none() -> None:
     rollout = Rollout(id="r", text=half_right())
     (rubric, rating) = (
-        Grader(COPY, scale, 0).score([Group(id="g", prompt=PROMPT, rollouts=[rollout])])
+        Grader(judge_of(COPY), scale, 0).score([Group(id="g", prompt=PROMPT, rollouts=[rollout])])
         for scale in ("rubric", "rating")
     )
     missed = [f"s{slot} {ANSWER[slot]}" for slot in range(3, LENGTH)]
@@ -197,15 +197,15 @@ def test_a_single_seed_has_no_error() -> None:
 
 
 def test_the_report_holds_table_differences_curves_and_data(tmp_path: Path) -> None:
-    runs = [
+    finished = [
         result(arm, 1e-3, seed, [0.1 * seed + 0.4] * 20)
         for arm in ("grpo", "srpo")
         for seed in (0, 1)
     ]
     model = {"task": "copy", "weights": 1000, "alone": 0.15, "shown_the_answer": 0.75}
-    report(runs, [model], SMALL, tmp_path / "methods", CONSOLE)
+    report(finished, [model], SMALL, tmp_path / "methods", CONSOLE)
     (data,) = tmp_path.glob("methods-*.json")
-    assert json.loads(data.read_text())["runs"] == runs
+    assert json.loads(data.read_text())["runs"] == finished
     text = data.with_suffix(".md").read_text()
     assert "| copy | srpo | 0.001 | 2 | 0.450 ± 0.050 | 0.450 ± 0.050 | 0.450 ± 0.050 |" in text
     assert "| copy | srpo | grpo | +0.000 ± 0.000 | +0.000 ± 0.000 | +0.000 ± 0.000 | 2 |" in text

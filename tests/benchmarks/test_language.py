@@ -1,0 +1,161 @@
+"""The trial of the methods on language: its prompts, what is measured, and the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from markscheme.schema import Rollout
+from markscheme_train.demo.sample import Sample
+from train.tiny import tiny_model, tiny_tokenizer
+from training import language
+from training.language import (
+    ARMS,
+    FULL,
+    MAX_TOKENS,
+    TEMPERATURE,
+    beside,
+    log_probs,
+    planned,
+    report,
+    suits,
+    with_demonstration,
+)
+from training.short_prompts import BRIEFLY, ShortPrompt, judge_of, load_short_prompts
+
+CONSOLE = Console(quiet=True)
+PROMPT = ShortPrompt(
+    "p",
+    f"Name a fruit without commas. {BRIEFLY}",
+    (
+        ("punctuation:no_comma", {}),
+        ("length_constraints:number_words", {"relation": "less than", "num_words": 20}),
+    ),
+)
+
+
+def sample(text: str, *, truncated: bool = False) -> Sample:
+    return Sample(text=text, truncated=truncated, tokens=len(text.split()))
+
+
+def test_every_short_prompt_has_graded_criteria_and_ends_with_the_request_to_be_brief() -> None:
+    prompts = load_short_prompts()
+    assert len(prompts) > FULL.trained + FULL.held_out
+    assert all(prompt.text.endswith(BRIEFLY) for prompt in prompts)
+    assert all(len(prompt.criteria) >= 2 for prompt in prompts)
+
+
+def test_the_prompts_own_instructions_weigh_more_than_being_brief() -> None:
+    judge = judge_of([PROMPT])
+    both, long, commas = (
+        judge(PROMPT.text, Rollout(id="r", text=text))
+        for text in ("An apple.", "An apple " * 20, "An apple, a pear.")
+    )
+    assert (both.right, both.share) == (True, 1)
+    assert (long.right, long.share) == (False, pytest.approx(2 / 3))
+    assert (commas.right, commas.share) == (False, pytest.approx(1 / 3))
+
+
+def test_an_empty_answer_meets_no_criterion() -> None:
+    judged = judge_of([PROMPT])(PROMPT.text, Rollout(id="r", text=" "))
+    assert not judged.right
+    assert judged.share == 0
+
+
+def test_a_prompt_suits_if_all_answers_are_short_and_some_are_right() -> None:
+    right, wrong = sample("An apple."), sample("An apple, a pear.")
+    assert suits(PROMPT, [right, wrong])
+    assert not suits(PROMPT, [right, right])
+    assert not suits(PROMPT, [wrong, wrong])
+    assert not suits(PROMPT, [right, wrong, sample("An", truncated=True)])
+    assert not suits(PROMPT, [right, wrong, sample("An apple " * 40)])
+
+
+def test_seed_0_of_every_arm_comes_first() -> None:
+    runs = planned(ARMS, range(2), 2, FULL)
+    first = runs[: len(ARMS)]
+    assert [(run.arm.name, run.seed) for run in first] == [(arm.name, 0) for arm in ARMS]
+    assert [run.learning_rate for run in first] == [arm.rates[0] for arm in ARMS]
+    assert len({run.key for run in runs}) == len(runs) == 4 * (len(ARMS) - 1) + 1
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    return tokenizer
+
+
+def test_log_probabilities_are_those_of_a_plain_pass_with_the_end(tokenizer: Any) -> None:
+    model = tiny_model().eval()
+    found = log_probs(model, tokenizer, "w1 w2", [sample("w3"), sample("w4 w5 w6", truncated=True)])
+    for row, said in zip(found, ([5 + 1, 1], [7, 8, 9]), strict=True):
+        ids = torch.tensor([[4, 5, *said]])
+        logits = model(ids).logits[0, 1:-1].div(TEMPERATURE).log_softmax(-1)
+        want = logits.gather(-1, torch.tensor(said).unsqueeze(-1)).squeeze(-1)
+        assert row[: len(said)].tolist() == pytest.approx(want.tolist(), abs=1e-5)
+        assert row[len(said) :].isnan().all()
+
+
+def test_the_self_teacher_reads_the_demonstration_and_its_student_does_not(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    asked: list[list[str]] = []
+
+    def answers(model: Any, tokenizer: Any, prompts: list[str], *_: Any) -> list[list[Sample]]:
+        asked.append(prompts)
+        right = sample("w3" if len(asked) == 1 else "w3, w4")
+        return [[right, sample("w3 , w4,")] for _ in prompts]
+
+    monkeypatch.setattr(language, "answers", answers)
+    measured = beside(model, model, tokenizer, {PROMPT: "w3"}, samples=2)
+    assert asked == [[PROMPT.text], [with_demonstration(PROMPT.text, "w3")]]
+    assert (measured["alone"], measured["shown"]) == (0.5, 0.0)
+    assert isinstance(measured["gain_right"], float)
+    assert isinstance(measured["gain_wrong"], float)
+
+
+def result(arm: str, seed: int, right: float) -> dict[str, Any]:
+    [rate] = [each.rates[0] for each in ARMS if each.name == arm]
+    return {
+        "task": "ifeval-short",
+        "arm": arm,
+        "learning_rate": rate,
+        "seed": seed,
+        "steps": 2,
+        "curve": [0.5, right],
+        "after": ABILITIES | {"held_out": ABILITIES["held_out"] | {"right": right}},
+        "teacher": TEACHER,
+        "metrics": {},
+    }
+
+
+ABILITIES = {
+    part: {"right": 0.5, "met": 0.75, "cut": 0.0, "tokens": 20.0}
+    for part in ("trained", "held_out")
+}
+TEACHER = {"alone": 0.5, "shown": 0.25, "gain_right": None, "gain_wrong": -0.5}
+
+
+def test_the_report_says_how_many_seeds_each_figure_has(tmp_path: Path) -> None:
+    finished = [result("ropd", 0, 0.75), result("ropd", 1, 0.5), result("grpo-rating", 1, 0.25)]
+    known = {
+        "candidates": 9,
+        "tried": 4,
+        "suiting": 2,
+        "cut_of_candidates": 0.125,
+        "trained": ["a"],
+        "held_out": ["b"],
+    }
+    report(finished, known, tmp_path, CONSOLE)
+    (data,) = tmp_path.glob("methods-language-*.json")
+    assert json.loads(data.read_text())["runs"] == finished
+    text = data.with_suffix(".md").read_text()
+    assert f"hit the limit of {MAX_TOKENS} tokens" in text
+    assert "| ropd | 3e-05 | 2 | 0.500 ± 0.000 | 0.625 ± 0.125 |" in text
+    assert "| grpo-rating | 3e-05 | 1 | 0.500 | 0.250 |" in text
+    assert "| ropd | grpo-rating | +0.250 | +0.000 | +0.250 | 1 |" in text
