@@ -68,7 +68,7 @@ SLOWER = 3
 """What the second learning rate of each arm is divided by."""
 MEASURED_IN = torch.bfloat16
 """Precision of what only measures: twice as fast on this kind of CPU."""
-CHOICE_SEED, ABILITIES_SEED, BESIDE_SEED = 1_000, 2_000, 3_000
+CHOICE_SEED, AGAIN_SEED, ABILITIES_SEED, BESIDE_SEED = 1_000, 1_500, 2_000, 3_000
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Sizes:
 
 
 FULL = Sizes(
-    steps=10, candidates=60, tried=4, trained=6, held_out=8, samples=8, compared=2, beside=64
+    steps=10, candidates=60, tried=4, trained=4, held_out=8, samples=8, compared=2, beside=64
 )
 QUICK = Sizes(
     steps=2, candidates=12, tried=4, trained=2, held_out=1, samples=4, compared=1, beside=8
@@ -188,7 +188,7 @@ def planned(arms: Sequence[Arm], seeds: Iterable[int], rates: int, sizes: Sizes)
     ]
 
 
-CHOICE = "prompts.json"
+CANDIDATES, CHOICE = "candidates.json", "prompts.json"
 
 
 def choice(workdir: Path) -> dict[str, Any]:
@@ -197,40 +197,60 @@ def choice(workdir: Path) -> dict[str, Any]:
     return chosen
 
 
+def by_id() -> dict[str, ShortPrompt]:
+    """Return all short prompts by id."""
+    return {prompt.id: prompt for prompt in load_short_prompts()}
+
+
 def choose(workdir: Path, directory: Path, sizes: Sizes) -> None:
-    """Choose the prompts by the untrained model's answers, unless that is done."""
+    """Choose the prompts by the untrained model's answers, unless that is done.
+
+    A prompt's first answers must suit, and of others none may be cut.
+    """
     if (workdir / CHOICE).is_file():
         return
     model, tokenizer = load_student(directory)
     model.to(MEASURED_IN)
-    candidates = load_short_prompts()[: sizes.candidates]
-    tried = answers(model, tokenizer, [p.text for p in candidates], sizes.tried, CHOICE_SEED)
+    if not (workdir / CANDIDATES).is_file():
+        candidates = load_short_prompts()[: sizes.candidates]
+        texts = [prompt.text for prompt in candidates]
+        tried = answers(model, tokenizer, texts, sizes.tried, CHOICE_SEED)
+        found = {
+            "candidates": len(candidates),
+            "tried": sizes.tried,
+            "cut_of_candidates": cut_share(tried),
+            "suiting": [
+                prompt.id
+                for prompt, samples in zip(candidates, tried, strict=True)
+                if suits(prompt, samples)
+            ],
+        }
+        (workdir / CANDIDATES).write_text(json.dumps(found, indent=1))
+    found, every = json.loads((workdir / CANDIDATES).read_text()), by_id()
+    suiting = [every[name] for name in found["suiting"]]
+    again = answers(
+        model, tokenizer, [prompt.text for prompt in suiting], sizes.samples, AGAIN_SEED
+    )
     kept = {
-        prompt: samples
-        for prompt, samples in zip(candidates, tried, strict=True)
-        if suits(prompt, samples)
+        prompt.id: next(
+            (s.text for s, right in zip(own, rightness(prompt, own), strict=True) if right), None
+        )
+        for prompt, own in zip(suiting, again, strict=True)
+        if not cut_share([own])
     }
     if len(kept) <= sizes.trained:
-        raise SystemExit(f"only {len(kept)} of {len(candidates)} prompts suit")
-    chosen = [prompt.id for prompt in kept][: sizes.trained + sizes.held_out]
-    demonstrations = {
-        prompt.id: next(
-            sample.text
-            for sample, right in zip(samples, rightness(prompt, samples), strict=True)
-            if right
-        )
-        for prompt, samples in list(kept.items())[: sizes.compared]
-    }
+        raise SystemExit(f"only {len(kept)} of {found['candidates']} prompts suit")
+    names = list(kept)[: sizes.trained + sizes.held_out]
+    shown = [(name, text) for name, text in kept.items() if text is not None]
     (workdir / CHOICE).write_text(
         json.dumps(
             {
-                "candidates": len(candidates),
-                "cut_of_candidates": cut_share(tried),
-                "tried": sizes.tried,
-                "suiting": len(kept),
-                "trained": chosen[: sizes.trained],
-                "held_out": chosen[sizes.trained :],
-                "demonstrations": demonstrations,
+                **found,
+                "again": sizes.samples,
+                "kept": list(kept),
+                "trained": names[: sizes.trained],
+                "held_out": names[sizes.trained :],
+                "demonstrations": dict(shown[: sizes.compared]),
             },
             indent=1,
             ensure_ascii=False,
@@ -276,7 +296,10 @@ def cut_share(drawn: Iterable[Iterable[Sample]]) -> float:
 
 
 def abilities(
-    model: Any, tokenizer: Any, prompts: Mapping[str, Sequence[ShortPrompt]], samples: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Mapping[str, Sequence[ShortPrompt]],
+    samples: int,
 ) -> dict[str, dict[str, float]]:
     """Return what a model's fresh answers to each set of prompts are; every prompt weighs alike.
 
@@ -375,7 +398,7 @@ def log_probs(model: Any, tokenizer: Any, prompt: str, samples: Sequence[Sample]
 
 def carried_out(run: Run, workdir: Path, *, directory: Path, sizes: Sizes) -> Result:
     """Train as planned; return the result as it is stored."""
-    chosen, every = choice(workdir), {prompt.id: prompt for prompt in load_short_prompts()}
+    chosen, every = choice(workdir), by_id()
     prompts = {part: [every[name] for name in chosen[part]] for part in ("trained", "held_out")}
     model, tokenizer = load_student(directory)
     teacher, done = None, None
@@ -417,6 +440,7 @@ def report(
     """
     machine = describe(("markscheme", "torch", "transformers", "trl"))
     steps = ", ".join(map(str, sorted({run["steps"] for run in finished} - {0})))
+    differences = list(_differences(finished))
     lines = [
         f"# Training methods on SmolLM2-135M, {today()}",
         "",
@@ -425,11 +449,13 @@ def report(
         "",
         f"IFEval prompts of at most {MAX_PROMPT_WORDS} words, each with IFEval's own "
         f'"{BRIEFLY}" added. The untrained model answered {chosen["candidates"]} of them '
-        f"{chosen['tried']} times ({chosen['cut_of_candidates']:.0%} of the answers hit the limit "
-        f"of {MAX_TOKENS} tokens), and {chosen['suiting']} suit: all answers had at most {SHORT} "
-        "tokens, some were right and some were not. Of those, "
-        f"{len(chosen['trained'])} are trained on and {len(chosen['held_out'])} held out. A run "
-        f"has {steps} steps of {PROMPTS} prompts and {ROLLOUTS} rollouts each, at temperature "
+        f"{chosen['tried']} times ({chosen['cut_of_candidates']:.0%} of the answers hit "
+        f"the limit of {MAX_TOKENS} tokens). {len(chosen['suiting'])} suit: all answers had at "
+        f"most {SHORT} tokens, some were right and some were not. Of these, {len(chosen['kept'])} "
+        f"had none that hit the limit in {chosen['again']} further answers: "
+        f"{len(chosen['trained'])} are trained on and {len(chosen['held_out'])} held out. "
+        f"{f'A run has {steps}' if steps else 'No run is finished: it would have'} steps of "
+        f"{PROMPTS} prompts and {ROLLOUTS} rollouts each, at temperature "
         f"{TEMPERATURE:g}. *Success*: the official verifier's pass rate of the rollouts, in the "
         "first and the second half of the steps; *right*: that of fresh answers afterwards; "
         "*met*: their weighted share of criteria; *cut*: those that hit the limit. "
@@ -438,16 +464,16 @@ def report(
         "token. Means ± standard errors over seeds.",
         "",
         *markdown_table(COLUMNS, list(_arms(finished))),
-        "",
-        "## Differences, paired by seed",
-        "",
-        "Each arm at its first learning rate: that of the papers.",
-        "",
-        *markdown_table(
-            ("arm", "against", "second half", "right, trained", "right, held out", "seeds"),
-            list(_differences(finished)),
-        ),
     ]
+    if differences:
+        lines += [
+            "",
+            "## Differences, paired by seed",
+            "",
+            "Each arm at its first learning rate: that of the papers.",
+            "",
+            *markdown_table(("arm", "against", *COMPARED_BY, "seeds"), differences),
+        ]
     paths = write(
         out / f"methods-language-{today()}",
         "\n".join(lines) + "\n",

@@ -1,5 +1,6 @@
 """The trial of the methods on language: its prompts, what is measured, and the report."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from training import language
 from training.language import (
     ARMS,
     FULL,
-    MAX_TOKENS,
+    QUICK,
     TEMPERATURE,
     beside,
     log_probs,
@@ -74,6 +75,36 @@ def test_a_prompt_suits_if_all_answers_are_short_and_some_are_right() -> None:
     assert not suits(PROMPT, [right, wrong, sample("An apple " * 40)])
 
 
+def test_prompts_are_kept_of_which_no_further_answer_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong, cut = (
+        sample("An apple."),
+        sample("An apple, a pear."),
+        sample("A", truncated=True),
+    )
+    prompts = [ShortPrompt(name, f"{name}. {PROMPT.text}", PROMPT.instructions) for name in "abcde"]
+    first = {"a": [wrong, right], "b": [right, right], "c": [right, wrong], "d": [wrong, right]}
+    again = {"a": [cut, right], "c": [wrong, wrong], "d": [wrong, right], "e": [right, wrong]}
+    drawn = iter([{**first, "e": [right, wrong]}, again])
+
+    def answers(model: Any, tokenizer: Any, texts: list[str], *_: Any) -> list[list[Sample]]:
+        by_name = next(drawn)
+        return [by_name[text[0]] for text in texts]
+
+    monkeypatch.setattr(language, "load_student", lambda _: (tiny_model(), None))
+    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts)
+    monkeypatch.setattr(language, "answers", answers)
+    sizes = dataclasses.replace(QUICK, candidates=5, trained=1, held_out=1, compared=1)
+    for _ in range(2):  # the second time it is done
+        language.choose(tmp_path, tmp_path, sizes)
+    chosen = language.choice(tmp_path)
+    assert chosen["suiting"] == ["a", "c", "d", "e"]
+    assert chosen["kept"] == ["c", "d", "e"]
+    assert (chosen["trained"], chosen["held_out"]) == (["c"], ["d"])
+    assert chosen["demonstrations"] == {"d": "An apple."}
+
+
 def test_seed_0_of_every_arm_comes_first() -> None:
     runs = planned(ARMS, range(2), 2, FULL)
     first = runs[: len(ARMS)]
@@ -119,6 +150,24 @@ def test_the_self_teacher_reads_the_demonstration_and_its_student_does_not(
     assert isinstance(measured["gain_wrong"], float)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("arm", ["untrained", "grpo-rating", "sdpo", "srpo-rubric"])
+def test_a_run_is_measured_and_its_self_teacher_where_it_has_one(
+    arm: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [ShortPrompt(name, f"{name}. {PROMPT.text}", PROMPT.instructions) for name in "abc"]
+    chosen = {"trained": ["a", "b"], "held_out": ["c"], "demonstrations": {"a": "w3"}}
+    (tmp_path / "prompts.json").write_text(json.dumps(chosen))
+    monkeypatch.setattr(language, "load_student", lambda _: (tiny_model(), tokenizer))
+    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts)
+    [run] = planned([each for each in ARMS if each.name == arm], [0], 1, QUICK)
+    sizes = dataclasses.replace(QUICK, samples=2, beside=2)
+    done = language.carried_out(run, tmp_path, directory=tmp_path, sizes=sizes)
+    assert len(done["curve"]) == run.steps == (0 if arm == "untrained" else 2)
+    assert done["after"].keys() == {"trained", "held_out"}
+    assert ("teacher" in done) == (arm != "grpo-rating")
+
+
 def result(arm: str, seed: int, right: float) -> dict[str, Any]:
     [rate] = [each.rates[0] for each in ARMS if each.name == arm]
     return {
@@ -146,7 +195,9 @@ def test_the_report_says_how_many_seeds_each_figure_has(tmp_path: Path) -> None:
     known = {
         "candidates": 9,
         "tried": 4,
-        "suiting": 2,
+        "suiting": ["a", "b", "c"],
+        "again": 8,
+        "kept": ["a", "b"],
         "cut_of_candidates": 0.125,
         "trained": ["a"],
         "held_out": ["b"],
@@ -155,7 +206,8 @@ def test_the_report_says_how_many_seeds_each_figure_has(tmp_path: Path) -> None:
     (data,) = tmp_path.glob("methods-language-*.json")
     assert json.loads(data.read_text())["runs"] == finished
     text = data.with_suffix(".md").read_text()
-    assert f"hit the limit of {MAX_TOKENS} tokens" in text
+    assert "3 suit" in text
+    assert "2 had none that hit the limit in 8 further answers" in text
     assert "| ropd | 3e-05 | 2 | 0.500 ± 0.000 | 0.625 ± 0.125 |" in text
     assert "| grpo-rating | 3e-05 | 1 | 0.500 | 0.250 |" in text
     assert "| ropd | grpo-rating | +0.250 | +0.000 | +0.250 | 1 |" in text
