@@ -57,7 +57,7 @@ demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (sl
 # checked beside them: mypy keeps one core busy.
 test: lint  ## Lint, import contracts, then types and the tests
 	$(MAKE) --no-print-directory --jobs 2 types untimed-tests
-	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" tests/server
+	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" $$(grep -rlF mark.timed --include='test_*.py' tests/server)
 
 untimed-tests: setup
 	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not timed"
