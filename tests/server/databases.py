@@ -71,7 +71,8 @@ class MigratedDatabases:
     def close(self) -> None:
         """Close the connections."""
         for connection in self._connections.values():
-            self._runner.run(connection.close())
+            connection.terminate()  # whether or not the server has ended it
+        self._runner.run(asyncio.sleep(0.01))
         self._runner.close()
 
     async def _look(self) -> tuple[str, str]:
