@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test test-pages screenshots fuzz fault mutants check bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-methods-language bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
+.PHONY: help setup lock docs demo demo-control test untimed-tests test-pages screenshots fuzz fault mutants check lint types bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-methods-language bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -53,10 +53,14 @@ demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (sl
 	$(CLEAN) $(BIN)/markscheme demo-control
 
 # Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each. The
-# longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests.
-test: check  ## Lint, types, import contracts, then the tests
+# longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests. The types are
+# checked beside them: mypy keeps one core busy.
+test: lint  ## Lint, import contracts, then types and the tests
+	$(MAKE) --no-print-directory --jobs 2 types untimed-tests
+	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" $$(grep -rlF mark.timed --include='test_*.py' tests/server)
+
+untimed-tests: setup
 	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not timed"
-	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" tests/server
 
 PAGES_VENV := build/pages-venv
 
@@ -96,11 +100,15 @@ $(MUTANTS_VENV)/bin/mutmut: $(VENV)/.ready
 mutants: $(MUTANTS_VENV)/bin/mutmut  ## Mutation tests of the losses and what feeds them (slow, about an hour)
 	$(CLEAN) $(MUTANTS_VENV)/bin/python benchmarks/mutants.py
 
-check: setup  ## Format, lint, types, import contracts
+check: lint types  ## Format, lint, import contracts, types
+
+lint: setup
 	$(CLEAN) $(BIN)/ruff format --check services client tests benchmarks examples
 	$(CLEAN) $(BIN)/ruff check .
-	$(CLEAN) $(BIN)/mypy
 	$(CLEAN) $(BIN)/lint-imports
+
+types: setup
+	$(CLEAN) $(BIN)/mypy
 
 bench-builtin: setup build/nltk  ## Quality of the builtin judge on 402 IFEval prompts (about a minute)
 	$(CLEAN) NLTK_DATA=build/nltk/llama_index/core/_static/nltk_cache $(BIN)/python benchmarks/builtin_judge.py

@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 from types import TracebackType
 from typing import Self
 
-from fakes.loops import LoopThread, close_server
+from fakes.loops import LoopThread, stop_serving
 from fakes.processes import eventually
 
 CHECK_EVERY_S = 0.05
@@ -42,7 +42,7 @@ class Balancer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._thread.run(close_server(self._server))
+        self._thread.run(stop_serving(self._server))
         self._thread.close()
 
     async def _start(self) -> asyncio.Server:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_incrementing
 
 from fakes.fork_server import ForkedProcess
 
@@ -32,13 +32,13 @@ class NotYet(Exception):
 
 
 def eventually(within_s: float = PATIENCE_S, *, every_s: float = 0.02) -> Retrying:
-    """Try the block until it passes.
+    """Try the block until it passes, after ``every_s`` at first and four times as long later.
 
     Usage: ``for attempt in eventually(): with attempt: assert …``.
     """
     return Retrying(
         stop=stop_after_delay(within_s),
-        wait=wait_fixed(every_s),
+        wait=wait_incrementing(every_s, every_s / 4, 4 * every_s),  # each look costs CPU
         reraise=True,
         retry=retry_if_exception_type((AssertionError, NotYet, OSError, httpx.TransportError)),
     )

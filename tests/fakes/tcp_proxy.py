@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fakes.loops import LoopThread, close_server
+from fakes.loops import LoopThread, stop_serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class TcpProxy:
 
     def down(self) -> None:
         """Refuse connections and close the open ones."""
-        self._thread.run(self._close(), timeout_s=10)
+        self._thread.run(self._close())
 
     def up(self) -> None:
         """Accept connections (again, on the same port)."""
@@ -118,7 +118,7 @@ class TcpProxy:
 
     async def _close(self) -> None:
         if self._server is not None:
-            await close_server(self._server)
+            await stop_serving(self._server)
             self._server = None
         for connection in list(self._open):
             connection.abort()

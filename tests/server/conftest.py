@@ -28,9 +28,11 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="session")
-def new_postgres(postgres: PostgresServer) -> MigratedDatabases:
+def new_postgres(postgres: PostgresServer) -> Iterator[MigratedDatabases]:
     """Return a function that creates a PostgreSQL database without rows and returns its URL."""
-    return MigratedDatabases(postgres)
+    databases = MigratedDatabases(postgres)
+    yield databases
+    databases.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,6 +1,7 @@
 """`/compat` over the wire: OpenRLHF's and slime's requests, keys in the path, unknown rewards."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from fakes.clock import Clock
 from fakes.judge import ScriptedJudge, offered, verdicts, well_behaved
 from fakes.load import Post, abandon_all, send_all
-from fakes.processes import eventually
+from fakes.processes import PATIENCE_S, eventually
 from growth import assert_linear
 from markscheme_server.accounts.auth import CACHE_S
 from markscheme_server.api.compat import chat, without_end
@@ -392,12 +393,14 @@ def test_a_caller_that_leaves_while_it_takes_a_place_gives_it_back(
     count: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    take = GatheringStore.resume
+    take, taken, left = GatheringStore.resume, threading.Event(), threading.Event()
 
     async def take_slowly(*given: Any) -> Any:
         place = await take(*given)
         if place is not None:
-            await asyncio.sleep(0.5)
+            taken.set()
+            await asyncio.to_thread(left.wait, PATIENCE_S)
+            await asyncio.sleep(0.5)  # the service learns of it
         return place
 
     monkeypatch.setattr(GatheringStore, "resume", take_slowly)
@@ -408,9 +411,12 @@ def test_a_caller_that_leaves_while_it_takes_a_place_gives_it_back(
     address = f"{url}/compat/openrlhf/{key}/get_reward?size=1"
     assert httpx.post(address, json=body, timeout=60).status_code == 502
     judge.script = lambda request, number: verdicts(request, lambda *_: True)
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(address, json=body, timeout=0.2)
-    time.sleep(0.8)
+    abandon_all([Post(address, body, {})], when=taken.is_set)
+    assert count(gathered_rollouts, gathered_rollouts.c.asked_until > time.time()) == 1
+    left.set()
+    for attempt in eventually():
+        with attempt:
+            assert count(gathered_rollouts, gathered_rollouts.c.asked_until > time.time()) == 0
     assert httpx.post(address, json=body, timeout=60).json()["rewards"] == 1.0
     assert count(gathered_rollouts) == 1, "sent again, it is the same rollout"
 

@@ -114,7 +114,7 @@ def test_sigterm_says_so_at_once_and_finishes_what_is_in_flight(
 
 def test_a_worker_that_got_no_request_stays_as_long_as_the_others(launch: Launch) -> None:
     """It would reset the connections that it has accepted and not read."""
-    process = launch(workers=2, ready=False, drain_delay_s=3)
+    process = launch(workers=2, ready=False, drain_delay_s=6)
     _asked, idle = workers_of(process)
     idle.suspend()
     process.wait_ready()

@@ -1,10 +1,12 @@
 """The fakes do what they say, or the tests that stand on them prove nothing."""
 
+import gc
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -13,7 +15,7 @@ from fakes import fast_judge
 from fakes.fast_judge import FULL_MARKS, FastJudge, status
 from fakes.load import Post, send_all
 from fakes.processes import PATIENCE_S, eventually
-from fakes.stores import PostgresServer, RedisServer
+from fakes.stores import PostgresServer, RedisServer, free_port
 from fakes.tcp_proxy import Latency, LimitData, ResetPeer, Slicer, SlowClose, TcpProxy, Timeout
 from server.databases import MigratedDatabases
 
@@ -182,6 +184,21 @@ def test_a_reset_reaches_open_connections(judge: FastJudge, proxied: Proxied) ->
         proxy.add(ResetPeer())
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
+
+
+@pytest.mark.parametrize("make", [FastJudge, lambda: TcpProxy(free_port())])
+def test_no_connection_outlives_a_fake(make: Callable[[], FastJudge | TcpProxy]) -> None:
+    """Not even one that it accepts while it closes: a later test would fail for it."""
+    for _ in range(5):
+        fake = make()
+        callers = [
+            socket.create_connection(("127.0.0.1", fake.port), timeout=PATIENCE_S) for _ in range(5)
+        ]
+        fake.close()
+        for caller in callers:
+            with caller, suppress(ConnectionResetError):
+                assert caller.recv(1) == b""
+    gc.collect()  # a socket that nobody closed is a warning
 
 
 def test_stores_die_and_return(own_postgres: PostgresServer, redis: RedisServer) -> None:
