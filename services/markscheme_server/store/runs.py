@@ -257,16 +257,22 @@ class RunStore:
             database.in_keys(rubrics.c.id, "keys"), visible(team)
         )
         rubric: sa.BindParameter[str] = sa.bindparam("rubric")
-        of_rubric = sa.union_all(
-            sa.select(a.id, a.figures, a.run_id).where(
-                a.team == team, a.rubric_id == rubric, a.figures.is_not(None)
-            ),
-            sa.select(p.id, p.figures, p.run_id).where(p.team == team, p.rubric_id == rubric),
-        ).subquery()
-        g = of_rubric.c
-        self._sizes_of_rubric = sa.select(
-            g.run_id, sa.func.sum(sa.func.length(g.figures))
-        ).group_by(g.run_id)
+        of_rubric = [
+            sa.select(t.id, t.figures, t.run_id).where(
+                t.team == team, t.rubric_id == rubric, t.figures.is_not(None)
+            )
+            for t in (a, p)
+        ]
+        # Each table by itself: an index has its runs in order.
+        self._sizes_of_rubric = sa.union_all(
+            *(
+                each.with_only_columns(t.run_id, sa.func.sum(sa.func.length(t.figures))).group_by(
+                    t.run_id
+                )
+                for each, t in zip(of_rubric, (a, p), strict=True)
+            )
+        )
+        g = sa.union_all(*of_rubric).subquery().c
         # The ids of groups sort by time.
         newer = sa.func.sum(sa.func.length(g.figures)).over(
             order_by=g.id.desc(), rows=(None, 0)
@@ -484,7 +490,7 @@ class RunStore:
             figures = (
                 await connection.execute(self._figures_of_rubric, of_rubric | {"since": since})
             ).scalar()
-        runs = sorted(run for run, _ in sizes if run is not None)
+        runs = sorted({run for run, _ in sizes if run is not None})
         return RubricLife(runs, figures or "")
 
     async def save_second(self, team: str, run_id: str | None, rows: Rows) -> None:
