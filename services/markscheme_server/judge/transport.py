@@ -1,7 +1,7 @@
 """Send requests to an endpoint by aiohttp, with the address and headers that the SDK gives them.
 
 Of two requests to a path only the body differs, so the SDK makes the rest once and sends nothing.
-Its own client took 0.24 ms of computing for each request, aiohttp takes 0.1 ms.
+By its own client a request took 0.32 ms of computing, by aiohttp 0.14 ms (`runs.http_parts`).
 """
 
 from collections.abc import Mapping

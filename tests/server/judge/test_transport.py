@@ -112,6 +112,13 @@ async def test_a_reply_that_is_too_large_is_not_read_to_its_end() -> None:
             await transport.request("POST", "/chat/completions", b"{}")
 
 
+async def test_a_reason_in_latin_1_hides_no_answer() -> None:
+    sent = b"HTTP/1.1 400 Requ\xeate\r\ncontent-length: 2\r\n\r\n{}"
+    async with serving(Server(sent)) as url, sending(url) as transport:
+        reply = await transport.request("POST", "/chat/completions", b"{}")
+    assert (reply.status, reply.content) == (400, b"{}")
+
+
 async def test_no_redirect_is_followed() -> None:
     sent = b"HTTP/1.1 307 X\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
     async with serving(Server(sent)) as url, sending(url) as transport:
