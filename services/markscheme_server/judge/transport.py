@@ -103,7 +103,9 @@ class Transport:
             )
         made = keeper.request
         headers = {name: value for name, value in made.headers.items() if name != "content-length"}
-        return _Form(made, str(made.url), headers)
+        # A user and password in it are in the headers by now; aiohttp refuses to take both.
+        url = made.url.copy_with(username=None, password=None)
+        return _Form(made, str(url), headers)
 
     def _open(self) -> aiohttp.ClientSession:
         url, settings = self._url, self._settings

@@ -1,6 +1,7 @@
 """Send requests over real sockets: what is sent, and what each failure is."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -78,6 +79,18 @@ async def test_requests_bear_the_sdks_headers_and_ours_and_share_a_connection() 
         assert "OpenAI" in lines["user-agent"]
     assert server.heads[0].startswith("POST /v1/chat/completions HTTP/1.1\r\n")
     assert server.heads[2].startswith("GET /v1/models HTTP/1.1\r\n")
+
+
+async def test_the_user_and_password_of_an_address_are_sent_in_place_of_the_key() -> None:
+    server = Server()
+    async with (
+        serving(server) as url,
+        sending(url.replace("http://", "http://red:p%40ss@")) as transport,
+    ):
+        assert (await transport.request("POST", "/chat/completions", b"{}")).status == 200
+    [head] = server.heads
+    assert f"authorization: Basic {base64.b64encode(b'red:p@ss').decode()}" in head.splitlines()
+    assert "red:" not in head.splitlines()[0]
 
 
 async def test_where_nobody_listens_there_was_no_connection() -> None:
