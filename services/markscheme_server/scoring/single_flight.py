@@ -30,7 +30,7 @@ class SingleFlight(Generic[T]):
     def __init__(self) -> None:
         self._flights: dict[str, _Flight[T]] = {}
         self._tasks: set[asyncio.Task[T]] = set()
-        """Those of all flights, and of dropped ones that still end."""
+        """Tasks of all flights, and of dropped ones that have not ended yet."""
 
     async def run(self, key: str, work: Work[T], *, deadline: float) -> tuple[T, bool]:
         """Return the result of `work` for `key`, and whether this caller started it.
