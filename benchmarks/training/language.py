@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,10 @@ from training.short_prompts import (
 from training.summary import spread
 
 TASK = "ifeval-short"
-MAX_TOKENS, SHORT = 64, 40
-"""Length limit of a rollout, and of the answers that a prompt is chosen by, in tokens."""
+MAX_TOKENS = 64
+"""Length limit of a rollout."""
+MOST_CUT = 0.07
+"""The largest share of a prompt's answers that hit it: one of 16."""
 TEMPERATURE = 0.6
 """Of all sampling: at 1 twice as many answers ramble on to the limit."""
 SCALE = 30
@@ -77,8 +79,9 @@ class Sizes:
 
     Attributes:
         steps: Optimiser steps of a run.
-        candidates: Prompts that are tried.
+        candidates: The most prompts that are tried.
         tried: Answers of each of them.
+        again: Further ones of those of which none was cut off.
         trained: Prompts that are trained on.
         held_out: The most of the others that are held out.
         samples: Answers of each prompt by which a model is measured.
@@ -89,6 +92,7 @@ class Sizes:
     steps: int
     candidates: int
     tried: int
+    again: int
     trained: int
     held_out: int
     samples: int
@@ -97,10 +101,26 @@ class Sizes:
 
 
 FULL = Sizes(
-    steps=10, candidates=60, tried=4, trained=4, held_out=8, samples=8, compared=2, beside=64
+    steps=16,
+    candidates=100,
+    tried=4,
+    again=12,
+    trained=6,
+    held_out=8,
+    samples=8,
+    compared=2,
+    beside=64,
 )
 QUICK = Sizes(
-    steps=2, candidates=12, tried=4, trained=2, held_out=1, samples=4, compared=1, beside=8
+    steps=2,
+    candidates=12,
+    tried=4,
+    again=4,
+    trained=2,
+    held_out=1,
+    samples=4,
+    compared=1,
+    beside=8,
 )
 
 
@@ -188,7 +208,7 @@ def planned(arms: Sequence[Arm], seeds: Iterable[int], rates: int, sizes: Sizes)
     ]
 
 
-CANDIDATES, CHOICE = "candidates.json", "prompts.json"
+ANSWERS, CHOICE = "answers.json", "prompts.json"
 
 
 def choice(workdir: Path) -> dict[str, Any]:
@@ -203,65 +223,57 @@ def by_id() -> dict[str, ShortPrompt]:
 
 
 def choose(workdir: Path, directory: Path, sizes: Sizes) -> None:
-    """Choose the prompts by the untrained model's answers, unless that is done.
-
-    A prompt's first answers must suit, and of others none may be cut.
-    """
+    """Choose the prompts by the untrained model's answers, unless that is done."""
     if (workdir / CHOICE).is_file():
         return
-    model, tokenizer = load_student(directory)
-    model.to(MEASURED_IN)
-    if not (workdir / CANDIDATES).is_file():
-        candidates = load_short_prompts()[: sizes.candidates]
-        texts = [prompt.text for prompt in candidates]
-        tried = answers(model, tokenizer, texts, sizes.tried, CHOICE_SEED)
-        found = {
-            "candidates": len(candidates),
-            "tried": sizes.tried,
-            "cut_of_candidates": cut_share(tried),
-            "suiting": [
-                prompt.id
-                for prompt, samples in zip(candidates, tried, strict=True)
-                if suits(prompt, samples)
-            ],
-        }
-        (workdir / CANDIDATES).write_text(json.dumps(found, indent=1))
-    found, every = json.loads((workdir / CANDIDATES).read_text()), by_id()
-    suiting = [every[name] for name in found["suiting"]]
-    again = answers(
-        model, tokenizer, [prompt.text for prompt in suiting], sizes.samples, AGAIN_SEED
-    )
-    kept = {
-        prompt.id: next(
-            (s.text for s, right in zip(own, rightness(prompt, own), strict=True) if right), None
-        )
-        for prompt, own in zip(suiting, again, strict=True)
-        if not cut_share([own])
-    }
+    path = workdir / ANSWERS
+    if not path.is_file():
+        model, tokenizer = load_student(directory)
+        model.to(MEASURED_IN)
+        every = load_short_prompts()[: sizes.candidates]
+        tried = answered(model, tokenizer, every, sizes.tried, CHOICE_SEED)
+        left = [prompt for prompt, own in tried.items() if not cut_share([own])]
+        again = answered(model, tokenizer, left, sizes.again, AGAIN_SEED)
+        drawn = {p.id: [asdict(s) for s in (*own, *again.get(p, ()))] for p, own in tried.items()}
+        path.write_text(json.dumps(drawn, indent=1, ensure_ascii=False))
+    drawn = json.loads(path.read_text())
+    chosen = chosen_of({name: [Sample(**s) for s in own] for name, own in drawn.items()}, sizes)
+    (workdir / CHOICE).write_text(json.dumps(chosen, indent=1, ensure_ascii=False))
+
+
+def chosen_of(drawn: Mapping[str, Sequence[Sample]], sizes: Sizes) -> dict[str, Any]:
+    """Return which prompts are chosen, given the untrained model's answers to each candidate.
+
+    Of the first answers of each none is cut off, of all at most `MOST_CUT`; some are right and some
+    are not.
+    """
+    every = by_id()
+    first = {name: own[: sizes.tried] for name, own in drawn.items()}
+    kept = {}
+    for name, own in drawn.items():
+        right = rightness(every[name], [sample.text for sample in own])
+        if not cut_share([first[name]]) and cut_share([own]) <= MOST_CUT and len(set(right)) == 2:
+            kept[name] = own[right.index(True)].text
     if len(kept) <= sizes.trained:
-        raise SystemExit(f"only {len(kept)} of {found['candidates']} prompts suit")
+        raise SystemExit(f"only {len(kept)} of {len(drawn)} prompts suit")
     names = list(kept)[: sizes.trained + sizes.held_out]
-    shown = [(name, text) for name, text in kept.items() if text is not None]
-    (workdir / CHOICE).write_text(
-        json.dumps(
-            {
-                **found,
-                "again": sizes.samples,
-                "kept": list(kept),
-                "trained": names[: sizes.trained],
-                "held_out": names[sizes.trained :],
-                "demonstrations": dict(shown[: sizes.compared]),
-            },
-            indent=1,
-            ensure_ascii=False,
-        )
-    )
+    return {
+        "candidates": len(drawn),
+        "cut_of_candidates": cut_share(first.values()),
+        "answers": sizes.tried + sizes.again,
+        "kept": {name: cut_share([drawn[name]]) for name in kept},
+        "trained": names[: sizes.trained],
+        "held_out": names[sizes.trained :],
+        "demonstrations": {name: kept[name] for name in names[: sizes.compared]},
+    }
 
 
-def suits(prompt: ShortPrompt, samples: Sequence[Sample]) -> bool:
-    """Return whether all answers were short, and some were right and some were not."""
-    short = all(sample.tokens <= SHORT and not sample.truncated for sample in samples)
-    return short and len(set(rightness(prompt, samples))) == 2
+def answered(
+    model: Any, tokenizer: Any, prompts: Sequence[ShortPrompt], samples: int, seed: int
+) -> dict[ShortPrompt, list[Sample]]:
+    """Return sampled answers by prompt."""
+    texts = [prompt.text for prompt in prompts]
+    return dict(zip(prompts, answers(model, tokenizer, texts, samples, seed), strict=True))
 
 
 def answers(
@@ -279,15 +291,15 @@ def answers(
     )
 
 
-def judged(prompt: ShortPrompt, samples: Iterable[Sample]) -> list[Judged]:
+def judged(prompt: ShortPrompt, texts: Iterable[str]) -> list[Judged]:
     """Return what the criteria and the official verifier say of answers."""
     judge = judge_of([prompt])
-    return [judge(prompt.text, Rollout(id="r", text=sample.text)) for sample in samples]
+    return [judge(prompt.text, Rollout(id="r", text=text)) for text in texts]
 
 
-def rightness(prompt: ShortPrompt, samples: Iterable[Sample]) -> list[bool]:
+def rightness(prompt: ShortPrompt, texts: Iterable[str]) -> list[bool]:
     """Return which answers are right."""
-    return [each.right for each in judged(prompt, samples)]
+    return [each.right for each in judged(prompt, texts)]
 
 
 def cut_share(drawn: Iterable[Iterable[Sample]]) -> float:
@@ -308,8 +320,11 @@ def abilities(
     """
     measured = {}
     for name, some in prompts.items():
-        drawn = answers(model, tokenizer, [p.text for p in some], samples, ABILITIES_SEED)
-        verdicts = [each for p, own in zip(some, drawn, strict=True) for each in judged(p, own)]
+        by_prompt = answered(model, tokenizer, some, samples, ABILITIES_SEED)
+        drawn = list(by_prompt.values())
+        verdicts = [
+            each for p, own in by_prompt.items() for each in judged(p, [s.text for s in own])
+        ]
         measured[name] = {
             "right": round(statistics.fmean(each.right for each in verdicts), 4),
             "met": round(statistics.fmean(each.share for each in verdicts), 4),
@@ -347,7 +362,7 @@ def beside(
         name: statistics.fmean(
             right
             for prompt, own in zip(demonstrations, drawn, strict=True)
-            for right in rightness(prompt, own)
+            for right in rightness(prompt, [s.text for s in own])
         )
         for name, drawn in (("alone", alone), ("shown", shown))
     }
@@ -357,7 +372,7 @@ def beside(
         difference = log_probs(teacher, tokenizer, before, said) - log_probs(
             student, tokenizer, prompt.text, said
         )
-        for right, gain in zip(rightness(prompt, said), difference, strict=True):
+        for right, gain in zip(rightness(prompt, [s.text for s in said]), difference, strict=True):
             gains[right].append(gain[~gain.isnan()])
     return {name: round(rate, 4) for name, rate in rates.items()} | {
         f"gain_{name}": round(float(torch.cat(some).mean()), 4) if some else None
@@ -449,11 +464,10 @@ def report(
         "",
         f"IFEval prompts of at most {MAX_PROMPT_WORDS} words, each with IFEval's own "
         f'"{BRIEFLY}" added. The untrained model answered {chosen["candidates"]} of them '
-        f"{chosen['tried']} times ({chosen['cut_of_candidates']:.0%} of the answers hit "
-        f"the limit of {MAX_TOKENS} tokens). {len(chosen['suiting'])} suit: all answers had at "
-        f"most {SHORT} tokens, some were right and some were not. Of these, {len(chosen['kept'])} "
-        f"had none that hit the limit in {chosen['again']} further answers: "
-        f"{len(chosen['trained'])} are trained on and {len(chosen['held_out'])} held out. "
+        f"({chosen['cut_of_candidates']:.0%} of the answers hit the limit of {MAX_TOKENS} tokens). "
+        f"{len(chosen['kept'])} are kept: at most one of {chosen['answers']} answers hit it, some "
+        f"were right and some were not. {len(chosen['trained'])} are trained on and "
+        f"{len(chosen['held_out'])} held out. "
         f"{f'A run has {steps}' if steps else 'No run is finished: it would have'} steps of "
         f"{PROMPTS} prompts and {ROLLOUTS} rollouts each, at temperature "
         f"{TEMPERATURE:g}. *Success*: the official verifier's pass rate of the rollouts, in the "

@@ -30,7 +30,7 @@ KINDS = frozenset(
     }
 )
 """Kinds that short answers of a small model sometimes obey; none needs data of NLTK."""
-MAX_PROMPT_WORDS = 40
+MAX_PROMPT_WORDS = 60
 MAX_WORDS = 20
 BRIEF: Instruction = (
     "length_constraints:number_words",

@@ -22,7 +22,6 @@ from training.language import (
     log_probs,
     planned,
     report,
-    suits,
     with_demonstration,
 )
 from training.short_prompts import BRIEFLY, ShortPrompt, judge_of, load_short_prompts
@@ -66,43 +65,59 @@ def test_an_empty_answer_meets_no_criterion() -> None:
     assert judged.share == 0
 
 
-def test_a_prompt_suits_if_all_answers_are_short_and_some_are_right() -> None:
-    right, wrong = sample("An apple."), sample("An apple, a pear.")
-    assert suits(PROMPT, [right, wrong])
-    assert not suits(PROMPT, [right, right])
-    assert not suits(PROMPT, [wrong, wrong])
-    assert not suits(PROMPT, [right, wrong, sample("An", truncated=True)])
-    assert not suits(PROMPT, [right, wrong, sample("An apple " * 40)])
+def prompts_named(names: str) -> list[ShortPrompt]:
+    return [ShortPrompt(name, f"{name}. {PROMPT.text}", PROMPT.instructions) for name in names]
 
 
-def test_prompts_are_kept_of_which_no_further_answer_is_cut_off(
+RIGHT, WRONG = sample("An apple."), sample("An apple, a pear.")
+CUT = sample("An apple", truncated=True)
+SIZES = dataclasses.replace(QUICK, tried=2, again=14, trained=1, held_out=1, compared=1)
+
+
+def test_prompts_are_kept_if_hardly_an_answer_is_cut_off_and_some_are_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts_named("abcdef"))
+    drawn = {
+        "a": [CUT, RIGHT],
+        "b": [RIGHT] * 16,
+        "c": [RIGHT, RIGHT, WRONG, CUT] + [RIGHT] * 12,
+        "d": [WRONG] * 16,
+        "e": [WRONG, RIGHT] * 8,
+        "f": [WRONG, RIGHT, CUT, CUT] + [RIGHT] * 12,
+    }
+    chosen = language.chosen_of(drawn, SIZES)
+    assert chosen == {
+        "candidates": 6,
+        "cut_of_candidates": pytest.approx(1 / 12, abs=1e-4),
+        "answers": 16,
+        "kept": {"c": 0.0625, "e": 0},
+        "trained": ["c"],
+        "held_out": ["e"],
+        "demonstrations": {"c": "An apple."},
+    }
+    with pytest.raises(SystemExit, match="only 1 of 2 prompts suit"):
+        language.chosen_of({name: drawn[name] for name in "ce"} | {"c": [RIGHT] * 16}, SIZES)
+
+
+def test_prompts_are_chosen_once_and_only_those_of_short_answers_are_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, wrong, cut = (
-        sample("An apple."),
-        sample("An apple, a pear."),
-        sample("A", truncated=True),
-    )
-    prompts = [ShortPrompt(name, f"{name}. {PROMPT.text}", PROMPT.instructions) for name in "abcde"]
-    first = {"a": [wrong, right], "b": [right, right], "c": [right, wrong], "d": [wrong, right]}
-    again = {"a": [cut, right], "c": [wrong, wrong], "d": [wrong, right], "e": [right, wrong]}
-    drawn = iter([{**first, "e": [right, wrong]}, again])
+    asked: list[list[str]] = []
 
-    def answers(model: Any, tokenizer: Any, texts: list[str], *_: Any) -> list[list[Sample]]:
-        by_name = next(drawn)
-        return [by_name[text[0]] for text in texts]
+    def answers(
+        model: Any, tokenizer: Any, texts: list[str], samples: int, _seed: int
+    ) -> list[list[Sample]]:
+        asked.append([text[0] for text in texts])
+        return [[CUT if text[0] == "b" else RIGHT, *[WRONG] * (samples - 1)] for text in texts]
 
     monkeypatch.setattr(language, "load_student", lambda _: (tiny_model(), None))
-    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts)
+    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts_named("abc"))
     monkeypatch.setattr(language, "answers", answers)
-    sizes = dataclasses.replace(QUICK, candidates=5, trained=1, held_out=1, compared=1)
-    for _ in range(2):  # the second time it is done
-        language.choose(tmp_path, tmp_path, sizes)
-    chosen = language.choice(tmp_path)
-    assert chosen["suiting"] == ["a", "c", "d", "e"]
-    assert chosen["kept"] == ["c", "d", "e"]
-    assert (chosen["trained"], chosen["held_out"]) == (["c"], ["d"])
-    assert chosen["demonstrations"] == {"d": "An apple."}
+    for _ in range(2):
+        language.choose(tmp_path, tmp_path, SIZES)
+    assert asked == [["a", "b", "c"], ["a", "c"]]
+    assert list(language.choice(tmp_path)["kept"]) == ["a", "c"]
 
 
 def test_seed_0_of_every_arm_comes_first() -> None:
@@ -155,11 +170,10 @@ def test_the_self_teacher_reads_the_demonstration_and_its_student_does_not(
 def test_a_run_is_measured_and_its_self_teacher_where_it_has_one(
     arm: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = [ShortPrompt(name, f"{name}. {PROMPT.text}", PROMPT.instructions) for name in "abc"]
     chosen = {"trained": ["a", "b"], "held_out": ["c"], "demonstrations": {"a": "w3"}}
     (tmp_path / "prompts.json").write_text(json.dumps(chosen))
     monkeypatch.setattr(language, "load_student", lambda _: (tiny_model(), tokenizer))
-    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts)
+    monkeypatch.setattr(language, "load_short_prompts", lambda: prompts_named("abc"))
     [run] = planned([each for each in ARMS if each.name == arm], [0], 1, QUICK)
     sizes = dataclasses.replace(QUICK, samples=2, beside=2)
     done = language.carried_out(run, tmp_path, directory=tmp_path, sizes=sizes)
@@ -194,11 +208,9 @@ def test_the_report_says_how_many_seeds_each_figure_has(tmp_path: Path) -> None:
     finished = [result("ropd", 0, 0.75), result("ropd", 1, 0.5), result("grpo-rating", 1, 0.25)]
     known = {
         "candidates": 9,
-        "tried": 4,
-        "suiting": ["a", "b", "c"],
-        "again": 8,
-        "kept": ["a", "b"],
         "cut_of_candidates": 0.125,
+        "answers": 16,
+        "kept": {"a": 0.0, "b": 0.0625},
         "trained": ["a"],
         "held_out": ["b"],
     }
@@ -206,8 +218,7 @@ def test_the_report_says_how_many_seeds_each_figure_has(tmp_path: Path) -> None:
     (data,) = tmp_path.glob("methods-language-*.json")
     assert json.loads(data.read_text())["runs"] == finished
     text = data.with_suffix(".md").read_text()
-    assert "3 suit" in text
-    assert "2 had none that hit the limit in 8 further answers" in text
+    assert "2 are kept: at most one of 16 answers hit it" in text
     assert "| ropd | 3e-05 | 2 | 0.500 ± 0.000 | 0.625 ± 0.125 |" in text
     assert "| grpo-rating | 3e-05 | 1 | 0.500 | 0.250 |" in text
     assert "| ropd | grpo-rating | +0.250 | +0.000 | +0.250 | 1 |" in text
