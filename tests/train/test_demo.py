@@ -314,6 +314,7 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
     assert not (tmp_path / "demo" / "summary.json").exists()
     result = run()
     assert re.findall(r"\[(\d)\]", output.getvalue()) == ["1", "2", "3", "4", "5", "6", "6", "7"]
+    assert output.getvalue().count("Measuring the student before training") == 1
     assert [record.step for record in result.records] == list(range(1, 8))
     assert json.loads((tmp_path / "demo" / "summary.json").read_text())["steps"] == 7
     page = (tmp_path / "demo" / "report.html").read_text()
@@ -329,7 +330,21 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
     settings = dataclasses.replace(settings, seed=1)  # what is left is of another training
     output.truncate(0)
     run()
+    assert output.getvalue().count("Measuring the student before training") == 1
     assert re.findall(r"\[(\d)\]", output.getvalue()) == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_a_measurement_is_read_again_under_the_same_rubrics_only(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    before = (evaluation(1.0, None), evaluation(0.25, 0.5))
+    rubrics = [result.rubric for split in before for result in split.results]
+    assert demo.read_before(path, rubrics) is None
+    demo.write_before(path, before)
+    assert demo.read_before(path, rubrics) == before
+    other = [rubrics[0].model_copy(update={"id": "rub_other"}), *rubrics[1:]]
+    assert demo.read_before(path, other) is None
+    path.write_bytes(path.read_bytes()[:-9])
+    assert demo.read_before(path, rubrics) is None
 
 
 def test_the_demos_service_reads_no_settings_of_the_folder_and_hears_no_ctrl_c(

@@ -4,17 +4,20 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from markscheme.client import Client
 from markscheme.errors import MarkschemeError
+from markscheme.schema import Rubric
 from markscheme_train.allocator import keep_freed_memory
 from markscheme_train.config import TrainConfig, build_config
 from markscheme_train.demo.data import DemoPrompt, load_prompts
@@ -35,6 +38,8 @@ PROMPTS = "demo-prompts.jsonl"
 RUN = "run"
 SERVICE = "service"
 """The service's data: `markscheme serve` shows the run afterwards."""
+BEFORE = "before.json"
+"""The measurement before training: a resumed demo reads it."""
 REPORT = "report.html"
 SUMMARY = "summary.json"
 """Written last: a demo with one is finished."""
@@ -54,8 +59,7 @@ class DemoSettings:
 def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None) -> DemoResult:
     """Run the demo, or resume it, and write the run's page to a file.
 
-    On resume everything but the training is done again: the service has its rubrics and verdicts
-    stored. Raises `TrainError`.
+    Raises `TrainError`.
 
     Args:
         settings: What may be chosen.
@@ -113,8 +117,11 @@ def run_demo(settings: DemoSettings, console: Console, *, url: str | None = None
                 ),
             )
 
-        console.print("Measuring the student before training …")
-        before = measure(model)
+        before = read_before(out / BEFORE, rubrics)
+        if before is None:
+            console.print("Measuring the student before training …")
+            before = measure(model)
+            write_before(out / BEFORE, before)
         # Freed before the trainer loads its own.
         del model
         live = LiveTable(console, title="training")
@@ -173,6 +180,26 @@ def remove_other_run(out: Path, config: TrainConfig) -> None:
     if (out / SUMMARY).is_file() or not note.is_file() or note.read_text() != mine:
         fresh_directory(out)
         note.write_text(mine)
+
+
+_BOTH_SPLITS = TypeAdapter(tuple[Evaluation, Evaluation])
+
+
+def read_before(path: Path, rubrics: Sequence[Rubric]) -> tuple[Evaluation, Evaluation] | None:
+    """Return the measurement of an unfinished demo, if it was made under these rubrics."""
+    try:
+        before = _BOTH_SPLITS.validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    made_under = [result.rubric.id for split in before for result in split.results]
+    return before if made_under == [rubric.id for rubric in rubrics] else None
+
+
+def write_before(path: Path, before: tuple[Evaluation, Evaluation]) -> None:
+    """Write the measurement; a killed demo leaves all of it or none."""
+    part = path.with_suffix(".part")
+    part.write_bytes(_BOTH_SPLITS.dump_json(before))
+    part.replace(path)
 
 
 def prepare_torch() -> None:
