@@ -159,7 +159,14 @@ def main() -> None:
         "--only", nargs="+", default=["*"], metavar="ARM", help="with * for any letters"
     )
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rates", type=int, default=1, choices=(1, 2), help="rates of each arm")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        type=int,
+        default=[1],
+        choices=(1, 2),
+        help="which of each arm's rates: 1 is the papers', 2 a third of it",
+    )
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2))
     parser.add_argument("--quick", action="store_true", help="two steps, to see that it works")
     parser.add_argument("--model", type=Path, default=Path("build/smollm2"))
@@ -177,7 +184,7 @@ def main() -> None:
     if not chosen:
         parser.error("no arm is named so; there is " + ", ".join(arm.name for arm in ARMS))
     seeds = range(1 if arguments.quick else arguments.seeds)
-    wanted = planned(chosen, seeds, 1 if arguments.quick else arguments.rates, sizes)
+    wanted = planned(chosen, seeds, [1] if arguments.quick else arguments.rates, sizes)
     console = Console()
     directory = ensure_model(arguments.model)
     try:
@@ -197,14 +204,19 @@ def main() -> None:
         report(finished, choice(workdir), out, console)
 
 
-def planned(arms: Sequence[Arm], seeds: Iterable[int], rates: int, sizes: Sizes) -> list[Run]:
-    """Return all runs, rate by rate and seed by seed: what is finished first can be compared."""
+def planned(
+    arms: Sequence[Arm], seeds: Iterable[int], rates: Sequence[int], sizes: Sizes
+) -> list[Run]:
+    """Return all runs, rate by rate and seed by seed: what is finished first can be compared.
+
+    Rates count from 1.
+    """
     return [
-        Run(arm, arm.rates[place], seed, 0 if arm.name == UNTRAINED else sizes.steps)
-        for place in range(rates)
+        Run(arm, arm.rates[rate - 1], seed, 0 if arm.name == UNTRAINED else sizes.steps)
+        for rate in rates
         for seed in seeds
         for arm in arms
-        if arm.name != UNTRAINED or (place, seed) == (0, 0)
+        if arm.name != UNTRAINED or (rate, seed) == (1, 0)
     ]
 
 

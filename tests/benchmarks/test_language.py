@@ -121,7 +121,7 @@ def test_prompts_are_chosen_once_and_only_those_of_short_answers_are_asked_again
 
 
 def test_seed_0_of_every_arm_comes_first() -> None:
-    runs = planned(ARMS, range(2), 2, FULL)
+    runs = planned(ARMS, range(2), [1, 2], FULL)
     first = runs[: len(ARMS)]
     assert [(run.arm.name, run.seed) for run in first] == [(arm.name, 0) for arm in ARMS]
     assert [run.learning_rate for run in first] == [arm.rates[0] for arm in ARMS]
@@ -174,7 +174,7 @@ def test_a_run_is_measured_and_its_self_teacher_where_it_has_one(
     (tmp_path / "prompts.json").write_text(json.dumps(chosen))
     monkeypatch.setattr(language, "load_student", lambda _: (tiny_model(), tokenizer))
     monkeypatch.setattr(language, "load_short_prompts", lambda: prompts_named("abc"))
-    [run] = planned([each for each in ARMS if each.name == arm], [0], 1, QUICK)
+    [run] = planned([each for each in ARMS if each.name == arm], [0], [1], QUICK)
     sizes = dataclasses.replace(QUICK, samples=2, beside=2)
     done = language.carried_out(run, tmp_path, directory=tmp_path, sizes=sizes)
     assert len(done["curve"]) == run.steps == (0 if arm == "untrained" else 2)
