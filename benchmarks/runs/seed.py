@@ -180,6 +180,7 @@ def _group(
 ) -> Iterator[tuple[sa.Table, dict[str, Any]]]:
     done = step / size.steps
     criteria = [Criterion(**each) for each in rubric["criteria"]]
+    asked = [criterion_key(criterion) for criterion in criteria]
     group, key = new_id("asg"), prompt_key(prompt)
     outage = 0.4 <= done < 0.42
     scored = []
@@ -261,7 +262,8 @@ def _group(
                 "team": team,
                 "role": "verifier",
                 "judge": JUDGE,
-                "criteria": [],
+                "criteria": asked,
+                "asked": len(asked),
                 "calls": 1,
                 "prompt_tokens": 1200,
                 "completion_tokens": 300,

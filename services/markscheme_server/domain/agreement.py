@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import chain
 from typing import NamedTuple
 
 from markscheme_server.domain.verdict import MET, NOT_MET
@@ -29,9 +30,7 @@ def agreement(pairs: list[tuple[str, str]]) -> Agreement:
 
     The interval is that of Cohen (1960), "A coefficient of agreement for nominal scales".
     """
-    cells: Counter[tuple[str, str]] = Counter()
-    for one, other in pairs:
-        cells.update(zip(one, other, strict=False))
+    cells = Counter(chain.from_iterable(zip(one, other, strict=False) for one, other in pairs))
     known = {(a, b): cells[a, b] for a in MET + NOT_MET for b in MET + NOT_MET}
     count = sum(known.values())
     if not count:

@@ -54,9 +54,11 @@ class RunComparisonService:
                 param="runs",
             )
         found = [await find_run(self._runs, caller, run_id, param="runs") for run_id in run_ids]
-        loaded = await asyncio.gather(*map(self._histories.load, found))
-        costs = await asyncio.gather(*map(self._histories.cost, found))
-        groups = await self._groups.last_of_prompts(caller.team, run_ids)
+        loaded, costs, groups = await asyncio.gather(
+            asyncio.gather(*map(self._histories.load, found)),
+            self._histories.costs(found),
+            self._groups.last_of_prompts(caller.team, run_ids),
+        )
         # In a thread, because long runs take tens of milliseconds of the event loop.
         answer, page = await asyncio.to_thread(
             _compare, loaded, costs, groups, bins=bins, criteria=criteria, limit=limit, after=after
@@ -68,14 +70,14 @@ class RunComparisonService:
         """Return the prompts of a page, by their keys."""
         ids = [group.id for each in page if (group := each.groups[0]) is not None]
         return {
-            group.prompt_key: prompt_text(group.prompt)[:PROMPT_LENGTH]
-            for group in await self._groups.find(team, ids)
+            key: prompt_text(messages)[:PROMPT_LENGTH]
+            for key, messages in (await self._groups.prompts(team, ids)).items()
         }
 
 
 def _compare(
     loaded: Sequence[LoadedRun],
-    costs: Sequence[RunCost],
+    costs: Mapping[str, RunCost],
     groups: Sequence[LastGroup],
     *,
     bins: int,
@@ -92,7 +94,7 @@ def _compare(
     shared.sort(key=lambda each: (_loss(each.now), each.key))
     categories = dict.fromkeys(category for each in loaded for category in each.categories)
     answer = schema.RunComparison(
-        runs=[summarise(*each) for each in zip(loaded, costs, strict=True)],
+        runs=[summarise(each, costs[each.run.id]) for each in loaded],
         spans=_spans([each.history for each in loaded], bins),
         differences=[_difference(name, prompts, n) for n, name in enumerate(names) if n],
         categories=[_category(loaded, category) for category in categories],

@@ -32,8 +32,10 @@ from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
 
 CACHED_RUNS = 8
 """Histories in the cache of a process; one of 1,000 steps takes a few megabytes."""
-COST_AGE_S = 2.0
-"""Seconds for which a run's cost is cached: a page asks for it several times at once."""
+COST_AGE_S, MAX_COST_AGE_S = 2.0, 60.0
+"""Seconds for which a run's cost is cached: a page asks for it several times at once, and a list
+for those of many runs that have ended.
+"""
 MAX_COSTS = 1000
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
@@ -199,15 +201,25 @@ class RunHistories:
         self._cache: OrderedDict[tuple[str, str], LoadedRun] = OrderedDict()
         self._costs: dict[tuple[str, str], tuple[float, RunCost]] = {}
 
-    async def cost(self, run: StoredRun) -> RunCost:
-        """Return the cost of a run, at most `COST_AGE_S` seconds old."""
-        at, cost = self._costs.get((run.team, run.id), (-COST_AGE_S, RunCost()))
-        if monotonic() - at >= COST_AGE_S:
-            cost = (await self._store.costs(run.team, [run.id]))[run.id]
+    async def costs(self, runs: Sequence[StoredRun]) -> dict[str, RunCost]:
+        """Return the costs of runs of one team by id, at most as old as `_cost_age` says."""
+        at = monotonic()
+        costs: dict[str, RunCost] = {}
+        stale = []
+        for run in runs:
+            read_at, cost = self._costs.get((run.team, run.id), (-MAX_COST_AGE_S, RunCost()))
+            if at - read_at < _cost_age(run):
+                costs[run.id] = cost
+            else:
+                stale.append(run)
+        if stale:
+            team = stale[0].team
+            read = await self._store.costs(team, [run.id for run in stale])
             if len(self._costs) >= MAX_COSTS:
                 self._costs.clear()
-            self._costs[run.team, run.id] = monotonic(), cost
-        return cost
+            self._costs |= {(team, run_id): (at, cost) for run_id, cost in read.items()}
+            costs |= read
+        return costs
 
     async def load(self, run: StoredRun) -> LoadedRun:
         """Return the current history of a run."""
@@ -242,6 +254,12 @@ class RunHistories:
         except SQLAlchemyError as error:
             # They spare others time; this answer does not need them.
             log.warning("run_blocks_not_stored", run_id=run.id, error=type(error).__name__)
+
+
+def _cost_age(run: StoredRun) -> float:
+    """Return how old a run's cost may be: the older, the longer ago the run changed."""
+    idle_s = (now() - run.changed_at).total_seconds()
+    return min(MAX_COST_AGE_S, max(COST_AGE_S, idle_s / 10))
 
 
 def _added(criteria: Sequence[CriterionCounts]) -> CategoryCounts:

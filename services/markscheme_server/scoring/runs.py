@@ -2,7 +2,7 @@
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import accumulate
@@ -35,6 +35,8 @@ MAX_RUNS, MAX_RECORDS = 10_000, 100_000
 """Limits: runs of a team (beyond it only scoring creates runs), steps of a run with metrics."""
 MAX_LISTED = 1000
 """Summaries in the cache of a process."""
+LOADED_AT_ONCE = 2
+"""Runs that a list reads side by side: while the database reads one, another is added up."""
 _SPANS = TypeAdapter(list[schema.CriterionSpan])
 FINDINGS_BUDGET_S = 0.2
 """Seconds that a list spends on computing findings that are not cached."""
@@ -55,30 +57,55 @@ class RunService:
         null.
         """
         page, more = await self._runs.page(caller.team, limit, after)
-        costs = await self._runs.costs(caller.team, [run.id for run in page])
-        budgets = await self._budgets.find(caller.team)
+        listed = {run.id: found for run in page if (found := self._find_listed(run)) is not None}
+        stale = [run for run in page if run.id not in listed]
+        loaded, costs, budgets = await asyncio.gather(
+            self._load_each(stale[:LOADED_AT_ONCE]),
+            self._histories.costs(page),
+            self._budgets.find(caller.team),
+        )
         until = perf_counter() + FINDINGS_BUDGET_S
-        data = []
-        for run in page:
-            key = (run.team, run.id)
-            cached = self._listed.get(key)
-            # A run becomes silent without any change of its row.
-            if (
-                cached is None
-                or cached[0] != run
-                or cached[2].findings is None
-                or cached[2].state != _state(run, cached[1])
-            ):
-                loaded = await self._histories.load(run)
-                summary = summarise(loaded, costs[run.id])
-                if perf_counter() < until:
-                    found = self._findings(loaded, costs[run.id], budgets)
-                    summary = summary.model_copy(update={"findings": _counts(found)})
-                self._listed[key] = cached = (run, loaded.history.seconds_per_step, summary)
-                if len(self._listed) > MAX_LISTED:
-                    del self._listed[next(iter(self._listed))]
-            data.append(_with_money(cached[2], costs[run.id]))
+        listed |= self._summarise_each(loaded, costs, budgets, until)
+        for start in range(LOADED_AT_ONCE, len(stale), LOADED_AT_ONCE):
+            loaded = await self._load_each(stale[start : start + LOADED_AT_ONCE])
+            listed |= self._summarise_each(loaded, costs, budgets, until)
+        data = [_with_money(listed[run.id], costs[run.id]) for run in page]
         return schema.RunList(data=data, has_more=more)
+
+    def _find_listed(self, run: StoredRun) -> schema.RunSummary | None:
+        """Return the cached summary of a run, unless it is old or without findings."""
+        cached = self._listed.get((run.team, run.id))
+        if cached is None:
+            return None
+        summarised, per_step, summary = cached
+        # A run becomes silent without any change of its row.
+        if summarised != run or summary.findings is None or summary.state != _state(run, per_step):
+            return None
+        return summary
+
+    async def _load_each(self, runs: Sequence[StoredRun]) -> list[LoadedRun]:
+        return await asyncio.gather(*map(self._histories.load, runs))
+
+    def _summarise_each(
+        self,
+        loaded: Sequence[LoadedRun],
+        costs: Mapping[str, RunCost],
+        budgets: Sequence[Budget],
+        until: float,
+    ) -> dict[str, schema.RunSummary]:
+        """Return the summaries of runs by id, and cache them. `until`: as of `perf_counter`."""
+        summaries = {}
+        for each in loaded:
+            run = each.run
+            summary = summarise(each, costs[run.id])
+            if perf_counter() < until:
+                found = self._findings(each, costs[run.id], budgets)
+                summary = summary.model_copy(update={"findings": _counts(found)})
+            summaries[run.id] = summary
+            self._listed[run.team, run.id] = (run, each.history.seconds_per_step, summary)
+            if len(self._listed) > MAX_LISTED:
+                del self._listed[next(iter(self._listed))]
+        return summaries
 
     async def run(self, caller: Caller, run_id: str) -> schema.RunDetail:
         """Return a run. Raises `NotFound`."""
@@ -244,11 +271,12 @@ class RunService:
         self, caller: Caller, run_id: str
     ) -> tuple[LoadedRun, RunCost, list[Finding]]:
         run = await find_run(self._runs, caller, run_id)
-        loaded, cost, budgets = await asyncio.gather(
+        loaded, costs, budgets = await asyncio.gather(
             self._histories.load(run),
-            self._histories.cost(run),
+            self._histories.costs([run]),
             self._budgets.find(caller.team),
         )
+        cost = costs[run.id]
         return loaded, cost, self._findings(loaded, cost, budgets)
 
     def _findings(

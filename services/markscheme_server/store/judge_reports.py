@@ -48,7 +48,7 @@ class JudgeReportStore:
                 sa.func.count(),
                 sa.func.sum(c.cost_usd),
                 sa.func.sum(unpriced),
-                sa.func.sum(sa.func.json_array_length(c.criteria)),
+                sa.func.sum(c.asked),
             )
             .where(c.team == team, c.role.in_(("verifier", "shadow")), c.created_at >= since)
             .group_by(c.judge, c.failure)
@@ -80,14 +80,24 @@ class JudgeReportStore:
     ) -> dict[tuple[str, str], list[tuple[str, str]]]:
         """Return pairs of verdict strings by (judge, second judge)."""
         c = second_verdicts.c
-        query = sa.select(c.first_judge, c.judge, c.first_verdicts, c.verdicts).where(
-            c.team == team, c.created_at >= since, c.first_judge.is_not(None)
+        query = (
+            # One text instead of thousands of rows, each of which takes longer than its verdicts.
+            sa.select(
+                c.first_judge,
+                c.judge,
+                sa.func.aggregate_strings(c.first_verdicts + ":" + c.verdicts, ","),
+            )
+            .where(c.team == team, c.created_at >= since, c.first_judge.is_not(None))
+            .group_by(c.first_judge, c.judge)
         )
-        found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
         async with self._db.reading(team_scope(team)) as connection:
-            for first, judge, one, other in await connection.execute(query):
-                found[first, judge].append((one, other))
-        return dict(found)
+            rows = (await connection.execute(query)).all()
+        return {
+            (first, judge): [
+                (one, other) for one, _, other in (pair.partition(":") for pair in pairs.split(","))
+            ]
+            for first, judge, pairs in rows
+        }
 
     async def repeats(self, team: str, since: datetime) -> dict[str, tuple[int, int]]:
         """Return by judge how many verdicts were asked for again, and how many flipped."""

@@ -141,6 +141,7 @@ class LedgerStore:
             "role": about.role,
             "judge": about.judge,
             "criteria": list(about.criteria),
+            "asked": len(about.criteria),
             "calls": usage.calls,
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,

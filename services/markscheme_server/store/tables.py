@@ -203,15 +203,30 @@ judge_calls = sa.Table(
     sa.Column("settled_usd", Usd),
     _created(),
     sa.Column("replay_id", sa.String(40)),
+    sa.Column("asked", sa.Integer),
     sa.Index(None, "created_at"),
     sa.Index(None, "team", "created_at"),
     # With all that a run's cost is added up from, so that no row is read for it.
     sa.Index(None, "team", "run_id", "cost_usd", "unpriced_calls", "calls"),
+    # Likewise for the report of judges, in its order: without a sort and without the criteria.
+    sa.Index(
+        "ix_judge_calls_report",
+        "team",
+        "judge",
+        "failure",
+        "created_at",
+        "role",
+        "calls",
+        "cost_usd",
+        "unpriced_calls",
+        "asked",
+    ),
     sa.Index(None, "replay_id"),
 )
 """The ledger of calls to judges and teachers: by whom, for what, and at what cost.
 
-A call of a replay has no ``run_id``: it is not part of what the run cost.
+A call of a replay has no ``run_id``: it is not part of what the run cost. ``asked``: how many
+``criteria`` there are; a row of an older version, written while it was replaced, has none.
 
 ``cost_usd`` covers the calls of known cost; ``unpriced_calls`` counts the others. ``settled_usd``
 is what counts against budgets. Rows of older versions lack both: then ``cost_usd`` counts against

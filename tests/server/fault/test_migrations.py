@@ -202,6 +202,29 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
     asyncio.run(look())
 
 
+def test_earlier_calls_know_how_many_criteria_they_asked_about(
+    at: Callable[[str], str],
+) -> None:
+    def ask(connection: sa.Connection) -> None:
+        for i, criteria in enumerate(("[]", '["a", "b", "c"]')):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO judge_calls (id, team, role, judge, criteria, calls, "
+                    "prompt_tokens, completion_tokens, created_at) "
+                    "VALUES (:id, 'red', 'verifier', 'j', :criteria, 1, 1, 1, "
+                    "'2026-01-01 00:00:00+00:00')"
+                ),
+                {"id": f"call_{i}", "criteria": criteria},
+            )
+
+    def asked(connection: sa.Connection) -> list[int]:
+        query = sa.text("SELECT asked FROM judge_calls ORDER BY id")
+        return list(connection.execute(query).scalars())
+
+    *_, found = work(at("0017"), ask, to("head"), asked)
+    assert found == [0, 3]
+
+
 def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
     """Downgrading drops those that the older version cannot read, and keeps the others."""
 
