@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 CLEAN := env -u PYTHONDONTWRITEBYTECODE -u OPENAI_API_KEY -u OPENAI_BASE_URL -u OPENAI_MODEL -u MARKSCHEME_JUDGE_API_KEY \
          -u MARKSCHEME_JUDGE_BASE_URL -u MARKSCHEME_JUDGE_MODEL -u MARKSCHEME_JUDGE
 
-.PHONY: help setup lock docs demo demo-control test untimed-tests test-pages screenshots fuzz fault mutants check lint types bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-methods-language bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
+.PHONY: help setup lock docs demo demo-control test trainer-tests untimed-tests test-pages screenshots fuzz fault mutants check lint types bench-builtin bench bench-peers bench-flips bench-methods bench-methods-large bench-methods-language bench-collapse bench-import bench-train bench-overlap bench-ray gpu-wheels test-gpu compose-test test-judges test-resolve test-integrations acceptance clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -53,14 +53,21 @@ demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (sl
 	$(CLEAN) $(BIN)/markscheme demo-control
 
 # Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each. The
-# longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests. The types are
-# checked beside them: mypy keeps one core busy.
+# longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests. Each of its
+# processes imports all test modules, so those that need torch have a process of their own: the import takes ten seconds of
+# CPU. The types are checked beside them: mypy keeps one core busy.
 test: lint  ## Lint, import contracts, then types and the tests
-	$(MAKE) --no-print-directory --jobs 2 types untimed-tests
+	$(MAKE) --no-print-directory --jobs 3 types trainer-tests untimed-tests
 	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" $$(grep -rlF mark.timed --include='test_*.py' tests/server)
 
+UNTIMED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not timed"
+WITH_TORCH := tests/train tests/benchmarks
+
+trainer-tests: setup
+	$(CLEAN) $(UNTIMED) $(WITH_TORCH)
+
 untimed-tests: setup
-	$(CLEAN) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not timed"
+	$(CLEAN) $(UNTIMED) -n 3 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(WITH_TORCH))
 
 PAGES_VENV := build/pages-venv
 

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import gc
 import importlib.metadata
+import inspect
 import shutil
 import signal
 import ssl
@@ -27,6 +28,7 @@ from markscheme import Client
 from markscheme_server import logs
 from markscheme_server.config import Settings
 from markscheme_server.judge import gateway
+from markscheme_server.store import store
 from markscheme_server.store.engine import database
 from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
@@ -55,6 +57,30 @@ class _CompiledStatements(dict[tuple[Any, ...], Any]):
 database.create_async_engine = functools.partial(
     database.create_async_engine, execution_options={"compiled_cache": _CompiledStatements()}
 )
+
+
+def _prepare_when_used(repository: type[Any]) -> None:
+    """Let the repository build its statements when it is first used.
+
+    A service builds those of all its repositories, which is half of its start; a test needs few.
+    """
+    prepare_all = repository.__init__
+
+    def begin(self: Any, *arguments: Any, **options: Any) -> None:
+        self.__dict__["_prepare_all"] = functools.partial(prepare_all, self, *arguments, **options)
+
+    def find(self: Any, name: str) -> Any:
+        if "_prepare_all" not in self.__dict__:
+            raise AttributeError(name)
+        self.__dict__.pop("_prepare_all")()
+        return getattr(self, name)
+
+    repository.__init__, repository.__getattr__ = begin, find
+
+
+for _, found in inspect.getmembers(store, inspect.isclass):
+    if found not in (Store, database.Database):
+        _prepare_when_used(found)
 
 # As the service has it. Collecting as often as Python does takes a twentieth of all tests' CPU.
 gc.set_threshold(50_000, 20, 100)

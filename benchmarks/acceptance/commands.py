@@ -25,6 +25,8 @@ _TESTS = [
     "-q",
     "-p",
     "no:cacheprovider",
+    "-p",
+    "no:schemathesis",
     "-o",
     "junit_family=xunit1",
 ]

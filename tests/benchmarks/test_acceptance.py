@@ -112,17 +112,26 @@ def test_a_row_of_another_command_is_not_kept(workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["0", "59", "four", "4,", ""])
-def test_a_check_that_there_is_not_is_refused(words: str) -> None:
+def test_a_check_that_there_is_not_is_refused(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run", "--only", words])
+    with pytest.raises(SystemExit) as ended:
+        acceptance.main()
+    assert ended.value.code == 2
+    assert "numbers from 1 to 58" in capsys.readouterr().err
+
+
+def test_the_module_is_a_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "acceptance.run", "--only", words],
+        [sys.executable, "-m", "acceptance.run", "--list", "--only", "4"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2] / "benchmarks",
         timeout=60,
-        check=False,
+        check=True,
     )
-    assert done.returncode == 2
-    assert "numbers from 1 to 58" in done.stderr
+    assert done.stdout.lstrip().startswith("4  ")
 
 
 def test_a_failed_check_ends_with_one(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
+from urllib.request import urlopen
 
-import httpx
 import uvicorn
 import uvloop
 from fastapi import FastAPI
@@ -110,6 +110,7 @@ def running(
     server = Server(
         uvicorn.Config(
             app,
+            log_config=None,
             log_level="error",
             timeout_graceful_shutdown=in_flight_s,
             ws="none",
@@ -120,7 +121,8 @@ def running(
     thread.start()
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        httpx.get(f"{url}/healthz", timeout=60)  # builds the routes, one service at a time
+        with urlopen(f"{url}/healthz", timeout=60):  # builds the routes, one service at a time
+            pass
         yield url
     finally:
         server.stop()

@@ -14,11 +14,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import torch
 from rich.console import Console
 
 from markscheme.client import Client
 from markscheme.errors import AuthenticationFailed
 from markscheme.schema import Criterion, Provenance, Rubric
+from markscheme_train.demo import evaluate as evaluation_module
 from markscheme_train.demo import run as demo
 from markscheme_train.demo.control import ControlRun, ShuffledReward, render_table
 from markscheme_train.demo.data import KINDS, TRAINED, DemoPrompt, held_out_order, load_prompts
@@ -295,6 +297,10 @@ def test_a_demo_that_was_stopped_goes_on_and_a_finished_one_begins_anew(
     tokenizer.save_pretrained(tmp_path / "smollm2")
     trained, held_out = load_prompts()
     monkeypatch.setattr(demo, "load_prompts", lambda: (trained[:3], held_out[:1]))
+    for module in (demo, evaluation_module):
+        monkeypatch.setattr(module, "MAX_NEW_TOKENS", 6)
+    # Later tests of this process would have as many threads.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     settings, output = (
         demo.DemoSettings(tmp_path, steps=7, samples=2, held_out_samples=2),
         io.StringIO(),

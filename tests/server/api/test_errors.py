@@ -6,7 +6,7 @@ The service of every test is watched for it too (``fakes.service.OneErrorShape``
 import asyncio
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,6 +20,7 @@ from markscheme_server.api.errors import judge_error
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.judge.base import JudgeFailure
+from markscheme_server.scoring.rubric_library import RubricLibrary
 
 KEY = "the operator's own key"
 PATHS = create_app(Settings(_env_file=None, judge="builtin")).openapi()["paths"]
@@ -222,3 +223,17 @@ def test_an_answer_without_a_reward_is_503_only_where_waiting_may_help(
 ) -> None:
     passes = {UnscoredReason.TIMEOUT, UnscoredReason.RATE_LIMITED, UnscoredReason.UNAVAILABLE}
     assert (judge_error(JudgeFailure(reason, "why")).status == 503) == (reason in passes)
+
+
+def test_an_error_that_nobody_expects_tells_nothing_of_itself(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("the password is 1234")
+
+    monkeypatch.setattr(RubricLibrary, "get", fail)
+    answer = httpx.get(f"{serve()}/v1/rubrics/rub_one", headers={"X-Request-ID": "req-of-mine"})
+    shaped(answer, 500)
+    assert answer.json()["error"]["code"] == "internal"
+    assert "1234" not in answer.text
+    assert answer.headers["x-request-id"] == "req-of-mine"

@@ -355,6 +355,30 @@ def test_a_judge_that_was_called_is_reported(
     assert GOOD in shown["messages"][0]["content"], shown["reason"]
 
 
+def test_a_prompt_that_a_judge_did_not_get_alone_is_not_shown(
+    organisation: Keys,
+    start: Callable[..., str],
+    model_settings: dict[str, Any],
+) -> None:
+    def reason(run: str) -> str:
+        group = get(team, f"/v1/runs/{run}/groups")["data"][0]["id"]
+        shown = get(team, f"/v1/groups/{group}/judge-prompt?rollout=r0")
+        assert shown["messages"] is None
+        return str(shown["reason"])
+
+    team = Member(start(**model_settings), organisation.key("red", "read", "score", "induce"))
+    assert team("POST", "/v1/scores", body("of a group", 0, GOOD, BAD, verify="group")).is_success
+    assert reason("of a group") == "The judge saw all rollouts of the group in one call."
+    asked = body("by checks", 0, GOOD)
+    asked["groups"][0]["rubric_id"] = team.make("red")
+    assert team("POST", "/v1/scores", asked | {"reuse": "frozen"}).is_success
+    assert reason("by checks") == "All criteria have checks: code decides."
+    team.url = start(**model_settings | {"judge_model": "another"})
+    assert reason("of a group") == (
+        "The service no longer has a judge with this model and template."
+    )
+
+
 @pytest.fixture
 def ask(organisation: Keys, start: Callable[..., str]) -> Callable[..., httpx.Response]:
     """Return what sends a request to a service with keys: `ask(key, method, path, body)`."""

@@ -58,7 +58,7 @@ CLOSING = tuple({close for _, close in THOUGHTS} | {*OTHER_CLOSING})
 HARMONY_ENDS = ("<|return|>", "<|end|>", "<|call|>")
 WHITE = "\ufeff \t\r\n"
 
-MORE_EXAMPLES = settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(suppress_health_check=[HealthCheck.too_slow])
 Verdicts = dict[str, bool]
 
 
@@ -339,7 +339,7 @@ def bent_completions(draw: st.DrawFn) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ properties
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(text=st.text(st.characters()) | JSON_LIKE | FRAGMENTS)
 @example(text='{"verdicts": [{"id": "c1", "met": true}, {"id": "c2", "met": NaN}]}')
 @example(text="{" * 5000)
@@ -349,7 +349,7 @@ def test_any_text_gives_its_last_word_or_a_failure(asker: Asker, text: str) -> N
     check_is_a_last_word(asker.verdicts_from(body_with(text)), text)
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(body=st.binary(max_size=200))
 @example(body=b"")
 @example(body=b"[" * 100_000)
@@ -360,7 +360,7 @@ def test_bytes_that_are_no_completion_give_a_failure(asker: Asker, body: bytes) 
     assert asker.verdicts_from(body) is None
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(value=ANY_JSON | bent_completions())
 @example(value=completion([{"type": [], "text": "Blue."}]))
 @example(value={"choices": [{"message": {"content": "Blue."}, "finish_reason": ["stop"]}]})
@@ -372,7 +372,7 @@ def test_any_json_as_the_body_gives_its_last_word_or_a_failure(asker: Asker, val
         check_is_a_last_word(decided, text_of(value["choices"][0]["message"]["content"]))
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(
     value=ANY_JSON | st.fixed_dictionaries({"error": ANY_JSON}) | bent_completions(),
     status=st.sampled_from([400, 401, 403, 404, 413, 422, 429, 500, 503, 529]),
@@ -382,7 +382,7 @@ def test_any_json_as_a_refusal_gives_a_failure(asker: Asker, value: Any, status:
     assert asker.verdicts_from(json.dumps(value).encode(), status) is None
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(data=st.data(), verdicts=verdict_sets())
 def test_verdicts_after_a_thought_of_any_markup_are_read(
     asker: Asker, data: st.DataObject, verdicts: Verdicts
@@ -391,7 +391,7 @@ def test_verdicts_after_a_thought_of_any_markup_are_read(
     assert asker.verdicts_from(body_with(text)) == verdicts
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(data=st.data(), verdicts=verdict_sets())
 def test_verdicts_in_parts_are_read_as_if_in_one(
     asker: Asker, data: st.DataObject, verdicts: Verdicts
@@ -407,7 +407,7 @@ def test_verdicts_in_parts_are_read_as_if_in_one(
     assert asker.verdicts_from(body_with(parts)) == verdicts
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(
     data=st.data(),
     prose=st.sampled_from(
@@ -422,13 +422,13 @@ def test_verdicts_with_words_around_them_decide_nothing(
     assert asker.verdicts_from(body_with(data.draw(st.just("") | thoughts()) + text)) is None
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(first=verdict_sets().flatmap(objects), second=verdict_sets().flatmap(objects))
 def test_two_sets_of_verdicts_decide_nothing(asker: Asker, first: str, second: str) -> None:
     assert asker.verdicts_from(body_with(first + second)) is None
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(made=verdict_sets().flatmap(objects), mark=st.sampled_from([o for o, _ in THOUGHTS if o]))
 def test_verdicts_in_a_thought_that_does_not_end_decide_nothing(
     asker: Asker, made: str, mark: str
@@ -436,7 +436,7 @@ def test_verdicts_in_a_thought_that_does_not_end_decide_nothing(
     assert asker.verdicts_from(body_with(mark + made)) is None
 
 
-@MORE_EXAMPLES
+@EXAMPLES
 @given(
     made=verdict_sets().flatmap(objects),
     content=st.sampled_from([None, "", " ", "\n", []]),
