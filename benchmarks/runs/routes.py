@@ -11,6 +11,8 @@ answer, but no network. The best of five of each answer:
 - `changed`: the process has read the run itself, and then a group changed.
 - `same`: nothing has changed since the process has read the run.
 
+The cost of a run is cached for 2 s: `changed` and `same` do not read it again.
+
 Wall milliseconds, and in brackets CPU milliseconds of the process, which do not hold PostgreSQL's.
 """
 

@@ -124,9 +124,9 @@ class LoadedRun:
     def findings(self, *, running: bool, cost: RunCost, budgets: Sequence[Budget]) -> list[Finding]:
         """Return the findings about the run, alarms first."""
         asked = (running, cost, *budgets)
-        if asked not in self._found:
-            self._found.clear()
-            self._found[asked] = find(
+        found = self._found.get(asked)
+        if found is None:
+            found = find(
                 RunFigures(
                     steps=_step_columns(self.history),
                     criteria=self._criterion_figures(),
@@ -138,7 +138,10 @@ class LoadedRun:
                     budgets=[_budget(budget) for budget in budgets],
                 )
             )
-        return self._found[asked]
+            # Not read back: another thread may clear it meanwhile.
+            self._found.clear()
+            self._found[asked] = found
+        return found
 
     def _criterion_figures(self) -> list[CriterionFigures]:
         repeats = {each.criterion_key: each for each in self.repeats}

@@ -65,10 +65,10 @@ class RunService:
             self._budgets.find(caller.team),
         )
         until = perf_counter() + FINDINGS_BUDGET_S
-        listed |= self._summarise_each(loaded, costs, budgets, until)
+        listed |= await self._summarise_each(loaded, costs, budgets, until)
         for start in range(LOADED_AT_ONCE, len(stale), LOADED_AT_ONCE):
             loaded = await self._load_each(stale[start : start + LOADED_AT_ONCE])
-            listed |= self._summarise_each(loaded, costs, budgets, until)
+            listed |= await self._summarise_each(loaded, costs, budgets, until)
         data = [_with_money(listed[run.id], costs[run.id]) for run in page]
         return schema.RunList(data=data, has_more=more)
 
@@ -86,7 +86,7 @@ class RunService:
     async def _load_each(self, runs: Sequence[StoredRun]) -> list[LoadedRun]:
         return await asyncio.gather(*map(self._histories.load, runs))
 
-    def _summarise_each(
+    async def _summarise_each(
         self,
         loaded: Sequence[LoadedRun],
         costs: Mapping[str, RunCost],
@@ -99,7 +99,7 @@ class RunService:
             run = each.run
             summary = summarise(each, costs[run.id])
             if perf_counter() < until:
-                found = self._findings(each, costs[run.id], budgets)
+                found = await self._findings(each, costs[run.id], budgets)
                 summary = summary.model_copy(update={"findings": _counts(found)})
             summaries[run.id] = summary
             self._listed[run.team, run.id] = (run, each.history.seconds_per_step, summary)
@@ -141,10 +141,11 @@ class RunService:
     ) -> schema.StepList:
         """Return the requested steps in a limited number of bins. Raises `NotFound`."""
         history = (await self._load(caller, run_id)).history
-        return schema.StepList(
-            first_step=history.first_step,
-            data=[_span(totals) for totals in history.spans(bins, first_step, last_step)],
+        # In a thread: all steps of a long run take seconds of the event loop.
+        spans = await asyncio.to_thread(
+            lambda: [_span(totals) for totals in history.spans(bins, first_step, last_step)]
         )
+        return schema.StepList(first_step=history.first_step, data=spans)
 
     async def criteria(
         self,
@@ -161,36 +162,8 @@ class RunService:
         `after`: the key of the last criterion of the page before. `criterion`: this one only.
         """
         loaded, _, found = await self._load_findings(caller, run_id)
-        kinds: dict[str, list[FindingKind]] = {}
-        for each in found:
-            if each.criterion is not None:
-                kinds.setdefault(each.criterion, []).append(each.kind)
-        asked = sorted(
-            (each for key, each in loaded.counts.items() if criterion in (None, key)),
-            key=lambda each: (
-                each.key not in kinds,
-                -sum(each.rollouts.judged) - sum(each.rollouts.unknown),
-                each.key,
-            ),
-        )
-        start = next((n for n, each in enumerate(asked, 1) if each.key == after), 0)
-        page = asked[start : start + limit]
-        history = loaded.history
-        return schema.CriterionList(
-            first_step=history.first_step,
-            last_step=history.last_step,
-            categories=[
-                schema.CategoryHistory(
-                    category=category,
-                    criteria=each.criteria,
-                    teacher=schema.CriterionShare(**each.teacher._asdict()),
-                    **_over_steps(history, each.rollouts, bins),
-                )
-                for category, each in loaded.categories.items()
-            ],
-            data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
-            total=len(asked),
-            has_more=start + limit < len(asked),
+        return await asyncio.to_thread(
+            _criteria, loaded, found, bins=bins, limit=limit, after=after, criterion=criterion
         )
 
     async def findings(self, caller: Caller, run_id: str) -> schema.FindingList:
@@ -277,12 +250,14 @@ class RunService:
             self._budgets.find(caller.team),
         )
         cost = costs[run.id]
-        return loaded, cost, self._findings(loaded, cost, budgets)
+        return loaded, cost, await self._findings(loaded, cost, budgets)
 
-    def _findings(
+    async def _findings(
         self, loaded: LoadedRun, cost: RunCost, budgets: Sequence[Budget]
     ) -> list[Finding]:
-        found = loaded.findings(
+        # In a thread, because many criteria and steps take a while of the event loop.
+        found = await asyncio.to_thread(
+            loaded.findings,
             running=_state(loaded.run, loaded.history.seconds_per_step) == "running",
             cost=cost,
             budgets=[budget for budget in budgets if budget.run_id in (None, loaded.run.id)],
@@ -379,6 +354,48 @@ def _span(totals: StepTotals) -> schema.StepSpan:
         flat_groups=totals.flat,
         comparable_groups=totals.comparable,
         metrics=totals.mean_metrics,
+    )
+
+
+def _criteria(
+    loaded: LoadedRun,
+    found: Sequence[Finding],
+    *,
+    bins: int,
+    limit: int,
+    after: str | None,
+    criterion: str | None,
+) -> schema.CriterionList:
+    kinds: dict[str, list[FindingKind]] = {}
+    for each in found:
+        if each.criterion is not None:
+            kinds.setdefault(each.criterion, []).append(each.kind)
+    asked = sorted(
+        (each for key, each in loaded.counts.items() if criterion in (None, key)),
+        key=lambda each: (
+            each.key not in kinds,
+            -sum(each.rollouts.judged) - sum(each.rollouts.unknown),
+            each.key,
+        ),
+    )
+    start = next((n for n, each in enumerate(asked, 1) if each.key == after), 0)
+    page = asked[start : start + limit]
+    history = loaded.history
+    return schema.CriterionList(
+        first_step=history.first_step,
+        last_step=history.last_step,
+        categories=[
+            schema.CategoryHistory(
+                category=category,
+                criteria=each.criteria,
+                teacher=schema.CriterionShare(**each.teacher._asdict()),
+                **_over_steps(history, each.rollouts, bins),
+            )
+            for category, each in loaded.categories.items()
+        ],
+        data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
+        total=len(asked),
+        has_more=start + limit < len(asked),
     )
 
 
