@@ -52,22 +52,22 @@ demo: setup  ## Train a real small model on rubric rewards, from start to report
 demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (slow, about an hour)
 	$(CLEAN) $(BIN)/markscheme demo-control
 
-# Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each. The
+# Tests that measure time run alone. The others mostly wait: four at a time keep two cores busy, one thread each. The
 # longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests. Each of its
 # processes imports all test modules, so those that need torch have a process of their own: the import takes ten seconds of
-# CPU. The types are checked beside them: mypy keeps one core busy.
+# CPU. Beside the others run first mypy and then that process.
 test: lint  ## Lint, import contracts, then types and the tests
-	$(MAKE) --no-print-directory --jobs 3 types trainer-tests untimed-tests
+	$(MAKE) --no-print-directory --jobs 2 trainer-tests untimed-tests
 	$(CLEAN) $(BIN)/python -m pytest -m "timed and not slow" $$(grep -rlF mark.timed --include='test_*.py' tests/server)
 
-UNTIMED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not timed"
+UNTIMED := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not timed" --dist loadfile --no-loadscope-reorder
 WITH_TORCH := tests/train tests/benchmarks
 
-trainer-tests: setup
-	$(CLEAN) $(UNTIMED) $(WITH_TORCH)
+trainer-tests: types
+	$(CLEAN) $(UNTIMED) -n 1 $(WITH_TORCH)
 
 untimed-tests: setup
-	$(CLEAN) $(UNTIMED) -n 3 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(WITH_TORCH))
+	$(CLEAN) $(UNTIMED) -n 4 $(addprefix --ignore=,$(WITH_TORCH))
 
 PAGES_VENV := build/pages-venv
 
