@@ -52,7 +52,7 @@ demo: setup  ## Train a real small model on rubric rewards, from start to report
 demo-control: setup  ## The demo's training beside shuffled rewards, 3 seeds (slow, about an hour)
 	$(CLEAN) $(BIN)/markscheme demo-control
 
-# Tests that measure time run alone. The others mostly wait: four at a time keep two cores busy, one thread each. The
+# Tests that measure time run alone. The others mostly wait: three at a time keep two cores busy, one thread each. The
 # longest files come first (tests/conftest.py); pytest-xdist itself would begin with those of the most tests. Each of its
 # processes imports all test modules, so those that need torch have a process of their own: the import takes ten seconds of
 # CPU. Beside the others run first mypy and then that process.
@@ -67,7 +67,7 @@ trainer-tests: types
 	$(CLEAN) $(UNTIMED) -n 1 $(WITH_TORCH)
 
 untimed-tests: setup
-	$(CLEAN) $(UNTIMED) -n 4 $(addprefix --ignore=,$(WITH_TORCH))
+	$(CLEAN) $(UNTIMED) -n 3 $(addprefix --ignore=,$(WITH_TORCH))
 
 PAGES_VENV := build/pages-venv
 
