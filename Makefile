@@ -150,7 +150,7 @@ bench-methods: setup  ## Training methods on small tasks, five seeds (slow, hour
 bench-methods-large: setup  ## The same on 1.4 million weights, with held-out inputs (slow, an hour)
 	$(CLEAN) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m training.methods --large $(BENCH_ARGS)
 
-bench-methods-language: setup  ## The same on SmolLM2-135M with IFEval prompts of short answers (slow, two hours; fetches the demo's model)
+bench-methods-language: setup  ## The same on SmolLM2-135M with IFEval prompts of short answers (slow, three hours; fetches the demo's model)
 	$(CLEAN) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m training.language $(BENCH_ARGS)
 
 bench-collapse: setup  ## How soon the collapse guard sees a collapse: 84 runs of the copy task (about half an hour)
