@@ -260,7 +260,7 @@ class RunHistories:
 
 
 def _cost_age(run: StoredRun) -> float:
-    """Return how old a run's cost may be: the older, the longer ago the run changed."""
+    """Return the most seconds for which a run's cost is cached: a tenth of its idle time."""
     idle_s = (now() - run.changed_at).total_seconds()
     return min(MAX_COST_AGE_S, max(COST_AGE_S, idle_s / 10))
 

@@ -1,4 +1,4 @@
-"""What a run cost is read again the sooner, the later the run changed."""
+"""The cost of a run that changed long ago is cached for longer."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return at
 
 
-async def test_costs_are_read_again_the_sooner_the_later_the_run_changed(
+async def test_the_cost_of_a_run_that_changed_long_ago_is_cached_for_longer(
     clock: list[float],
 ) -> None:
     store = Costs()
@@ -49,7 +49,7 @@ async def test_costs_are_read_again_the_sooner_the_later_the_run_changed(
         assert store.read == read
 
 
-async def test_costs_are_answered_whatever_else_is_dropped_from_the_cache(
+async def test_a_full_cache_loses_no_cost_of_the_answer(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_histories, "MAX_COSTS", 1)
