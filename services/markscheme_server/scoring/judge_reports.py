@@ -43,19 +43,21 @@ class JudgeReportService:
     async def judges(self, caller: Caller) -> schema.JudgeReports:
         """Return the judges that the team met in the last 30 days, the most called first."""
         since = now() - WINDOW
-        calls, second, repeats, disagreements = await asyncio.gather(
+        calls, unscored, second, repeats, disagreements = await asyncio.gather(
             self._reports.calls(caller.team, since),
+            self._reports.unscored(caller.team, since),
             self._reports.second(caller.team, since),
             self._reports.repeats(caller.team, since),
             self._disagreements(caller.team, since),
         )
         names = {judge.verifier_identity: name for name, judge in self._judges.items()}
-        met = dict.fromkeys([*calls, *(first for first, _ in second), *repeats])
+        met = dict.fromkeys([*calls, *unscored, *(first for first, _ in second), *repeats])
         data = [
             self._report(
                 judge,
                 names.get(judge),
                 calls.get(judge, JudgeCalls()),
+                unscored.get(judge, 0),
                 {other: pairs for (first, other), pairs in second.items() if first == judge},
                 repeats.get(judge),
             )
@@ -97,6 +99,7 @@ class JudgeReportService:
         judge: str,
         name: str | None,
         calls: JudgeCalls,
+        unscored: int,
         second: Mapping[str, list[tuple[str, str]]],
         repeats: tuple[int, int] | None,
     ) -> schema.JudgeReport:
@@ -120,7 +123,7 @@ class JudgeReportService:
             calls=calls.calls,
             failed_calls=sum(calls.failures.values()),
             failures=calls.failures,
-            unscored=calls.unscored,
+            unscored=unscored,
             latency_p50_s=p50,
             latency_p95_s=p95,
             breaker=_breaker(self._judges[name]) if name is not None else None,

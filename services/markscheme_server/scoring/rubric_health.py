@@ -5,13 +5,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markscheme_server.domain.agreement import cross_tables
 from markscheme_server.domain.findings import CriterionFigures, PairFigures, find_in_criteria
 from markscheme_server.domain.findings.series import MIN_STEPS, phi
 from markscheme_server.domain.hashing import criterion_key
 from markscheme_server.domain.rubric import Rubric
 from markscheme_server.domain.run_columns import count_by_part, count_verdicts
 from markscheme_server.judge.base import FAULTS, EarlierCriterion
-from markscheme_server.scoring.run_histories import PAIR_STEPS, compare
+from markscheme_server.scoring.run_histories import PAIR_STEPS
 from markscheme_server.store.runs import RubricLife, RunStore
 
 SAME, SAME_KNOWN = 0.9, 200
@@ -132,11 +133,11 @@ def _health(rubric: Rubric, life: RubricLife) -> RubricHealth:
         ],
         [
             PairFigures(keys[one], keys[other], *cells)
-            for (one, other), cells in compare(recent, size).items()
+            for (one, other), cells in cross_tables(recent, size).items()
         ],
     )
     same: dict[int, list[str]] = {}
-    for (one, other), cells in compare(joined, size).items():
+    for (one, other), cells in cross_tables(joined, size).items():
         if sum(cells) >= SAME_KNOWN and (phi(*cells) or 0.0) >= SAME:
             same.setdefault(one, []).append(rubric.criteria[other].id)
             same.setdefault(other, []).append(rubric.criteria[one].id)

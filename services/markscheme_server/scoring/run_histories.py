@@ -11,6 +11,7 @@ from time import monotonic
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from markscheme_server.domain.agreement import cross_tables
 from markscheme_server.domain.findings import (
     BudgetFigures,
     CriterionFigures,
@@ -25,7 +26,6 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_blocks import Block, BlockMark
 from markscheme_server.domain.run_columns import Counts, CriterionColumns, added
 from markscheme_server.domain.run_history import RunHistory
-from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET, UNKNOWN
 from markscheme_server.store.budgets import Budget
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.runs import Repeats, RunCost, RunStore, StoredRun
@@ -40,8 +40,6 @@ MAX_COSTS = 1000
 PAIR_STEPS = 200
 """Criteria are compared over the last steps of a run."""
 log = structlog.get_logger()
-_MET_BITS = str.maketrans({MET: "1", NOT_MET: "0", NOT_APPLICABLE: "0", UNKNOWN: "0"})
-_JUDGED_BITS = str.maketrans({MET: "1", NOT_MET: "1", NOT_APPLICABLE: "0", UNKNOWN: "0"})
 
 
 @dataclass(frozen=True)
@@ -167,33 +165,11 @@ class LoadedRun:
         found: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         recent = self.history.verdicts(start)
         for rubric, keys in self.keys.items():
-            for pair, cells in compare(recent.get(rubric, ""), len(keys)).items():
+            for pair, cells in cross_tables(recent.get(rubric, ""), len(keys)).items():
                 both = found[keys[pair[0]], keys[pair[1]]]
                 for index, count in enumerate(cells):
                     both[index] += count
         return [PairFigures(first, second, *cells) for (first, second), cells in found.items()]
-
-
-def compare(joined: str, criteria: int) -> dict[tuple[int, int], tuple[int, int, int, int]]:
-    """Count, for each two criteria, the rollouts that met both, the first, the second, neither.
-
-    `joined`: verdict strings of so many criteria each. Rollouts without both verdicts are left out.
-    """
-    if not joined:
-        return {}
-    # One bit per rollout: a single operation compares thousands.
-    columns = [joined[index::criteria] for index in range(criteria)]
-    met = [int(column.translate(_MET_BITS), 2) for column in columns]
-    judged = [int(column.translate(_JUDGED_BITS), 2) for column in columns]
-    found = {}
-    for one in range(criteria):
-        for other in range(one + 1, criteria):
-            known = judged[one] & judged[other]
-            both = (met[one] & met[other]).bit_count()
-            first = (met[one] & known).bit_count() - both
-            second = (met[other] & known).bit_count() - both
-            found[one, other] = both, first, second, known.bit_count() - both - first - second
-    return found
 
 
 class RunHistories:

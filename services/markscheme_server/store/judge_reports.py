@@ -25,7 +25,6 @@ class JudgeCalls:
     cost: int = 0
     unpriced_calls: int = 0
     criteria: int = 0
-    unscored: int = 0
 
 
 class JudgeReportStore:
@@ -36,7 +35,7 @@ class JudgeReportStore:
 
     async def calls(self, team: str, since: datetime) -> dict[str, JudgeCalls]:
         """Add up the calls that verified, by judge."""
-        c, a = judge_calls.c, assignments.c
+        c = judge_calls.c
         unpriced = sa.func.coalesce(
             c.unpriced_calls, sa.case((c.cost_usd.is_(None), c.calls), else_=0)
         )
@@ -53,11 +52,6 @@ class JudgeReportStore:
             .where(c.team == team, c.role.in_(("verifier", "shadow")), c.created_at >= since)
             .group_by(c.judge, c.failure)
         )
-        unscored = (
-            sa.select(a.judge, sa.func.sum(a.unscored))
-            .where(a.team == team, a.created_at >= since, a.judge.is_not(None))
-            .group_by(a.judge)
-        )
         found: dict[str, JudgeCalls] = defaultdict(JudgeCalls)
         async with self._db.reading(team_scope(team)) as connection:
             for judge, failure, calls, rows, cost, priceless, asked in await connection.execute(
@@ -71,9 +65,18 @@ class JudgeReportStore:
                     sums.failures[failure] = int(rows)
                 else:
                     sums.criteria += int(asked or 0)
-            for judge, count in await connection.execute(unscored):
-                found[judge].unscored = int(count or 0)
         return dict(found)
+
+    async def unscored(self, team: str, since: datetime) -> dict[str, int]:
+        """Add up the rollouts of unknown reward, by judge."""
+        a = assignments.c
+        query = (
+            sa.select(a.judge, sa.func.sum(a.unscored))
+            .where(a.team == team, a.created_at >= since, a.judge.is_not(None))
+            .group_by(a.judge)
+        )
+        async with self._db.reading(team_scope(team)) as connection:
+            return {judge: int(count or 0) for judge, count in await connection.execute(query)}
 
     async def second(
         self, team: str, since: datetime

@@ -55,7 +55,8 @@ class Series:
         figure: Callable[[Row], float],
     ) -> "Series":
         """Return the series of steps in any order; those with no count are left out."""
-        if min(columns[0], default=1) <= 0 or any(map(gt, steps, steps[1:])):
+        in_order = isinstance(steps, range) or not any(map(gt, steps, steps[1:]))
+        if not in_order or min(columns[0], default=1) <= 0:
             known = sorted(row for row in zip(steps, *columns, strict=True) if row[1] > 0)
             steps, *columns = list(zip(*known, strict=True)) or [(), *((),) * len(columns)]
         return cls(steps, columns, figure)
