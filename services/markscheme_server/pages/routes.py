@@ -4,8 +4,10 @@ Links in pages are relative, so that they work behind any proxy. Forms carry the
 token, and the browser's `Origin` header must name this service.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Protocol, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -46,7 +48,7 @@ PROMPTS_SHOWN = 30
 COMPARED_BINS = 120
 """Fewer than for one run: there may be six."""
 REPLAYS_SHOWN = 20
-MAX_STEPS = 1_000_000
+EVERY_STEP = 2**31
 """So many bins that each step has one of its own."""
 MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 1024, 20
 COST_DAYS = 30
@@ -331,10 +333,12 @@ async def _run_view(visit: Visit, run_id: str, window: Window) -> dict[str, Any]
 @router.get("/runs/{run_id:encoded}/steps.csv")
 async def get_steps(visit: Visiting, run_id: str) -> Response:
     """Return the rewards by step as comma-separated values."""
-    steps = await visit.services.runs.steps(visit.caller, run_id, bins=MAX_STEPS)
+    steps = await visit.services.runs.steps(visit.caller, run_id, bins=EVERY_STEP)
+    # In a thread: the table of a long run takes a second of the event loop.
+    table = await asyncio.to_thread(steps_csv, steps)
     return _secure(
         Response(
-            steps_csv(steps),
+            table,
             media_type="text/csv",
             headers={"Content-Disposition": _attachment(f"{run_id}.csv")},
         )
@@ -349,10 +353,10 @@ async def get_report(visit: AnyVisit, run_id: str) -> Response:
     """
     await visit.services.runs.require_reader(visit.caller, run_id)
     view = await _run_view(visit, run_id, Window())
-    groups = [
-        group_page(await visit.services.groups.group(visit.caller, group.id))
-        for group in view["groups"].data
-    ]
+    groups = []
+    for group in view["groups"].data:
+        with suppress(NotFound):  # pruned meanwhile
+            groups.append(group_page(await visit.services.groups.group(visit.caller, group.id)))
     html = render.report(Frame(caller=visit.caller), **view, shown_groups=groups)
     headers = {"Content-Disposition": _attachment(f"{run_id}.html")}
     return _secure(HTMLResponse(html, headers=headers))

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
 from operator import itemgetter
 
 from markscheme import schema
@@ -23,6 +22,7 @@ from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET
 from markscheme_server.errors import NotFound
 from markscheme_server.judge.base import Judge, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.scoring.paging import page_after
 from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import find_run
 from markscheme_server.store.rubrics import RubricStore
@@ -104,15 +104,11 @@ class RunGroupService:
             found = _ranked(found, lambda group: gaps.get(group.id))
         elif wanted.sort != "newest":
             found = _ranked(found, _SORT_KEYS[wanted.sort])
-        ids: Iterable[str] = (group.id for group in found)
-        if after is not None:
-            every = list(ids)
-            ids = every[every.index(after) + 1 :] if after in every else every
-        page = list(islice(ids, limit + 1))
+        page, more = page_after(found, lambda group: group.id, after=after, limit=limit)
         return schema.RunGroupList(
             first_step=loaded.history.first_step,
-            data=await self.summaries(caller.team, page[:limit]),
-            has_more=len(page) > limit,
+            data=await self.summaries(caller.team, [group.id for group in page]),
+            has_more=more,
         )
 
     async def summaries(self, team: str, ids: Sequence[str]) -> list[schema.RunGroup]:
@@ -120,7 +116,8 @@ class RunGroupService:
         groups, rollouts = await asyncio.gather(
             self._groups.find(team, ids), self._groups.rollouts(team, ids)
         )
-        return [_listed(group, rollouts.get(group.id, [])) for group in groups]
+        # A group without rollouts was pruned meanwhile.
+        return [_listed(group, of) for group in groups if (of := rollouts.get(group.id))]
 
     async def group(self, caller: Caller, group_id: str) -> schema.GroupDetail:
         """Return a group in full. Raises `NotFound`."""
@@ -145,7 +142,10 @@ class RunGroupService:
         second = {each.rollout: each for each in await self._groups.second(team, group.id)}
         run = await self._runs.find(team, group.run_id) if group.run_id is not None else None
         first_step = await self._runs.first_step(team, run.id) if run is not None else None
-        before, after = await self._groups.neighbours(team, group)
+        beside = await self._groups.neighbours(team, group)
+        if beside is None:
+            raise _unknown_group(group_id)
+        before, after = beside
         known = [r.reward for r in rollouts if r.reward is not None]
         mean = sum(known) / len(known) if known else None
         made = []
@@ -237,12 +237,16 @@ class RunGroupService:
     async def _find(self, caller: Caller, group_id: str) -> StoredGroup:
         found = await self._groups.find(caller.team, [group_id])
         if not found:
-            raise NotFound(
-                f"there is no group {group_id!r}; pruning removes old ones",
-                code="group_not_found",
-                param="group_id",
-            )
+            raise _unknown_group(group_id)
         return found[0]
+
+
+def _unknown_group(group_id: str) -> NotFound:
+    return NotFound(
+        f"there is no group {group_id!r}; pruning removes old ones",
+        code="group_not_found",
+        param="group_id",
+    )
 
 
 class _JudgeVerdicts:

@@ -20,6 +20,7 @@ from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.domain.step_totals import StepTotals
 from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
+from markscheme_server.scoring.paging import page_after, unknown_after
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.budgets import Budget, BudgetStore
@@ -57,6 +58,8 @@ class RunService:
         null.
         """
         page, more = await self._runs.page(caller.team, limit, after)
+        if after is not None and not page and await self._runs.find(caller.team, after) is None:
+            raise unknown_after(after)
         listed = {run.id: found for run in page if (found := self._find_listed(run)) is not None}
         stale = [run for run in page if run.id not in listed]
         loaded, costs, budgets = await asyncio.gather(
@@ -378,8 +381,7 @@ def _criteria(
             each.key,
         ),
     )
-    start = next((n for n, each in enumerate(asked, 1) if each.key == after), 0)
-    page = asked[start : start + limit]
+    page, more = page_after(asked, lambda each: each.key, after=after, limit=limit)
     history = loaded.history
     return schema.CriterionList(
         first_step=history.first_step,
@@ -395,7 +397,7 @@ def _criteria(
         ],
         data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
         total=len(asked),
-        has_more=start + limit < len(asked),
+        has_more=more,
     )
 
 

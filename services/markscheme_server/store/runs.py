@@ -160,8 +160,9 @@ class RunStore:
                 p.team == team, p.run_id == run
             ),
         )
+        # The end of the last block is beyond the greatest step, which fills an Integer.
         span = database.rows(
-            [sa.Column("low", sa.Integer), sa.Column("high", sa.Integer)], "ranges"
+            [sa.Column("low", sa.BigInteger), sa.Column("high", sa.BigInteger)], "ranges"
         )
         # Ranges instead of a condition on the block, because an index has them.
         self._groups = sa.union_all(
@@ -170,8 +171,8 @@ class RunStore:
                     step >= span.low,
                     step < span.high,
                     # Without these SQLite looks at all groups of the run.
-                    step >= sa.bindparam("low"),
-                    step < sa.bindparam("high"),
+                    step >= sa.bindparam("low", type_=sa.BigInteger),
+                    step < sa.bindparam("high", type_=sa.BigInteger),
                 )
                 for each, step in zip(groups, (a.step, p.step), strict=True)
             )

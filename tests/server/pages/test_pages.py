@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 
 from fakes import runs as made
 from fakes.pages import (
+    MadeRuns,
     Page,
     criterion_figures,
     group_figures,
@@ -20,11 +23,13 @@ from fakes.pages import (
     replay_figures,
     run_figures,
 )
+from fakes.processes import PATIENCE_S
 from fakes.runs import HOSTILE, REPLAYS, MadeRun, made_comparison, made_group, made_replay
 from markscheme import schema
 from markscheme.client import Client
 from markscheme_server.domain.caller import OPERATOR, Caller
-from markscheme_server.pages import addresses, comparison, render
+from markscheme_server.errors import NotFound
+from markscheme_server.pages import addresses, comparison, render, routes
 from markscheme_server.pages.cost_page import cost_page
 from markscheme_server.pages.group_page import group_page
 from markscheme_server.pages.labels import labels
@@ -408,6 +413,43 @@ def test_steps_are_a_table_of_comma_separated_values(show: Callable[..., Any]) -
     assert float(first["reward"]) == spans[0].reward
     outage = dict(zip(names, lines[1 + 410 // 5].split(","), strict=True))
     assert (outage["reward"], outage["unscored_unavailable"]) == ("", outage["rollouts"])
+
+
+def test_a_long_table_holds_no_other_request_up(
+    show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, begun, go_on = show(), threading.Event(), threading.Event()
+    make = routes.steps_csv
+
+    def make_slowly(steps: schema.StepList) -> str:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return make(steps)
+
+    monkeypatch.setattr(routes, "steps_csv", make_slowly)
+    with ThreadPoolExecutor() as threads:
+        table = threads.submit(get, f"{RUN}/steps.csv")
+        assert begun.wait(PATIENCE_S)
+        other = threads.submit(get, "/healthz")
+        try:
+            assert other.result(PATIENCE_S / 3).status_code == 200
+        finally:
+            go_on.set()
+        assert table.result().text == make(MadeRun().step_list())
+
+
+def test_a_report_leaves_out_groups_that_are_pruned_while_it_is_made(
+    show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = MadeRuns.group
+
+    async def find_some(self: MadeRuns, caller: Caller, group_id: str) -> schema.GroupDetail:
+        if group_id == "asg_0000":
+            raise NotFound("there is no group", code="group_not_found")
+        return await find(self, caller, group_id)
+
+    monkeypatch.setattr(MadeRuns, "group", find_some)
+    assert len(Page(show()(f"{RUN}/report").text).all("article")) == 49 * 9
 
 
 def test_without_runs_it_says_how_to_make_one(show: Callable[..., Any]) -> None:
