@@ -415,27 +415,37 @@ def test_steps_are_a_table_of_comma_separated_values(show: Callable[..., Any]) -
     assert (outage["reward"], outage["unscored_unavailable"]) == ("", outage["rollouts"])
 
 
-def test_a_long_table_holds_no_other_request_up(
-    show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "maker", "path"),
+    [
+        (routes, "steps_csv", f"{RUN}/steps.csv"),
+        (routes, "run_page", RUN),
+        (routes, "group_page", GROUP),
+        (render, "page", GROUP),
+        (render, "report", f"{RUN}/report"),
+    ],
+)
+def test_what_takes_long_to_make_holds_no_other_request_up(
+    module: Any, maker: str, path: str, show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get, begun, go_on = show(), threading.Event(), threading.Event()
-    make = routes.steps_csv
+    make = getattr(module, maker)
 
-    def make_slowly(steps: schema.StepList) -> str:
+    def make_slowly(*args: Any, **values: Any) -> Any:
         begun.set()
         assert go_on.wait(PATIENCE_S)
-        return make(steps)
+        return make(*args, **values)
 
-    monkeypatch.setattr(routes, "steps_csv", make_slowly)
+    monkeypatch.setattr(module, maker, make_slowly)
     with ThreadPoolExecutor() as threads:
-        table = threads.submit(get, f"{RUN}/steps.csv")
+        slow = threads.submit(get, path)
         assert begun.wait(PATIENCE_S)
         other = threads.submit(get, "/healthz")
         try:
             assert other.result(PATIENCE_S / 3).status_code == 200
         finally:
             go_on.set()
-        assert table.result().text == make(MadeRun().step_list())
+        assert slow.result().status_code == 200
 
 
 def test_a_report_leaves_out_groups_that_are_pruned_while_it_is_made(
@@ -450,6 +460,20 @@ def test_a_report_leaves_out_groups_that_are_pruned_while_it_is_made(
 
     monkeypatch.setattr(MadeRuns, "group", find_some)
     assert len(Page(show()(f"{RUN}/report").text).all("article")) == 49 * 9
+
+
+def test_a_report_has_as_many_groups_as_fit_and_lists_no_other(
+    show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = show()
+    for groups, length in ((1, 0), (3, 3 * len(made_group().model_dump_json()) + 9)):
+        monkeypatch.setattr(routes, "MAX_REPORT", length)
+        page = Page(get(f"{RUN}/report").text)
+        assert len(page.all("article")) == groups * 9
+        links = {a["href"] for a in page.all("a") if (a.get("href") or "").startswith("#g-")}
+        sections = {f"#{section['id']}" for section in page.all("section") if "id" in section}
+        assert links <= sections
+        assert len(links) == groups
 
 
 def test_without_runs_it_says_how_to_make_one(show: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from markscheme import schema
+from markscheme_server import wire
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
@@ -275,6 +276,24 @@ async def test_a_group_that_is_pruned_while_it_is_read_is_not_there(
     monkeypatch.setattr(store.run_groups, "find", find_and_prune)
     with pytest.raises(NotFound, match="pruning removes old ones"):
         await reader.groups.group(RED, id_)
+
+
+async def test_a_group_is_made_beside_the_event_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    id_ = await score(store, rubric, 0, [("red", "11", 1.0)])
+    make, made = wire.from_criteria, []
+
+    def make_without_loop(criteria: Sequence[Criterion]) -> list[schema.Criterion]:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        made.append(criteria)
+        return make(criteria)
+
+    monkeypatch.setattr(wire, "from_criteria", make_without_loop)
+    assert (await reader.groups.group(RED, id_)).mean == 1.0
+    assert made
 
 
 async def test_groups_that_are_pruned_while_they_are_listed_are_left_out(
