@@ -34,6 +34,8 @@ MIN_SILENCE = timedelta(minutes=1)
 """A run is silent after this long without a score, or 10 of its median steps if longer."""
 MAX_RUNS, MAX_RECORDS = 10_000, 100_000
 """Limits: runs of a team (beyond it only scoring creates runs), steps of a run with metrics."""
+MAX_METRICS = 64 * 1024 * 1024
+"""Characters of a run's metrics as JSON: who reads the run holds them in three times the memory."""
 MAX_LISTED = 1000
 """Summaries in the cache of a process."""
 LOADED_AT_ONCE = 2
@@ -220,10 +222,12 @@ class RunService:
         """
         await self._require_room(caller, run_id)
         metrics = {record.step: record.metrics for record in records}
-        if not await self._runs.add_records(actor_of(caller), run_id, metrics, most=MAX_RECORDS):
+        if not await self._runs.add_records(
+            actor_of(caller), run_id, metrics, most=MAX_RECORDS, most_characters=MAX_METRICS
+        ):
             raise Conflict(
-                f"a run has metrics of {MAX_RECORDS:,} steps at most: send those of every tenth "
-                "step, or begin another run",
+                f"a run has metrics of {MAX_RECORDS:,} steps and {MAX_METRICS // 2**20} MiB at "
+                "most: send fewer, or those of every tenth step, or begin another run",
                 code="too_many_records",
                 param="records",
             )

@@ -358,10 +358,11 @@ class RunStore:
         records: Mapping[int, Mapping[str, float | None]],
         *,
         most: int,
+        most_characters: int,
     ) -> bool:
         """Store the trainer's metrics of steps; a step that is sent again replaces itself.
 
-        Store nothing and return false if the run would then have more than `most`.
+        Store nothing and return false if the run would then have more than `most`, or longer ones.
         """
         new, team = self._db.insert_rows(run_records), actor.team
         rows = [
@@ -382,11 +383,12 @@ class RunStore:
                 {run_records.name: self._db.pack(rows)},
             )
             stored = await connection.execute(
-                sa.select(sa.func.count()).where(
-                    run_records.c.team == team, run_records.c.run_id == run_id
-                )
+                sa.select(
+                    sa.func.count(), sa.func.sum(sa.func.length(run_records.c.metrics))
+                ).where(run_records.c.team == team, run_records.c.run_id == run_id)
             )
-            if stored.scalar_one() > most:
+            steps, characters = stored.one()
+            if steps > most or characters > most_characters:
                 await connection.rollback()
                 return False
             # Not with the run alone: who reads it in between has it without these metrics.

@@ -359,6 +359,22 @@ def test_a_team_stores_so_many_runs_and_metrics_of_so_many_steps(
     assert client.run("three").groups == 1
 
 
+def test_a_run_stores_metrics_of_so_many_characters(
+    client: Client, member: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(member("red"), "r", 0, GOOD)
+    metrics = {f"name {number}": 1.0 for number in range(10)}
+    monkeypatch.setattr(runs, "MAX_METRICS", 2 * len(json.dumps(metrics)) + 10)
+    client.add_run_records("r", {0: metrics, 1: metrics})
+    client.add_run_records("r", {0: metrics})
+    with pytest.raises(Conflict) as refused:
+        client.add_run_records("r", {2: metrics})
+    assert refused.value.code == "too_many_records"
+    client.add_run_records("r", {0: {"loss": 1.0}})
+    client.add_run_records("r", {2: {"loss": 1.0}})
+    assert client.run_steps("r").data[0].metrics == {"loss": 1.0}
+
+
 def test_metrics_whose_sum_is_out_of_range_have_no_mean(client: Client, member: Team) -> None:
     for step in (0, 1):
         scored(member("red"), "r", step, GOOD)

@@ -221,7 +221,9 @@ async def test_metrics_are_in_the_figures_of_who_read_the_run_while_they_were_st
         await answers(reader)
 
     monkeypatch.setattr(store.runs, "put", put_and_read)
-    await store.runs.add_records(Actor("red"), "run", {0: {"loss": 0.5}}, most=10)
+    await store.runs.add_records(
+        Actor("red"), "run", {0: {"loss": 0.5}}, most=10, most_characters=99
+    )
     assert (await reader.runs.steps(RED, "run")).data[0].metrics == {"loss": 0.5}
 
 
