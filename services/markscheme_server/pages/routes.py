@@ -531,14 +531,20 @@ async def show_cost(visit: Visiting) -> Response:
             except NotFound:
                 projected = None  # the run has not begun
         budgets.append((budget, projected))
+    by_day = await report("day", "run")
+    if by_day.truncated:  # it ends before the last day
+        by_day, divided = await report("day"), False
+    else:
+        divided = True
     return await visit.show(
         "cost.html",
         "cost",
         **cost_page(
-            await report("day", "run"),
+            by_day,
             await report("run", "role", "judge"),
             await report("role"),
             budgets,
+            divided=divided,
         ),
     )
 
