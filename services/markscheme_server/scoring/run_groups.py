@@ -118,8 +118,10 @@ class RunGroupService:
         groups, rollouts = await asyncio.gather(
             self._groups.find(team, ids), self._groups.rollouts(team, ids)
         )
-        # A group without rollouts was pruned meanwhile.
-        return [_listed(group, of) for group in groups if (of := rollouts.get(group.id))]
+        # A group without rollouts was pruned meanwhile. In a thread: they may be 100,000 rollouts.
+        return await asyncio.to_thread(
+            lambda: [_listed(group, of) for group in groups if (of := rollouts.get(group.id))]
+        )
 
     async def group(self, caller: Caller, group_id: str) -> schema.GroupDetail:
         """Return a group in full. Raises `NotFound`."""
