@@ -49,6 +49,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 """The errors of every route, for the OpenAPI document."""
 
 
+_PATTERNS = {
+    r"^[^\x00]*$": "must not contain the NUL character",
+    r"^[^\x00-\x1f\x7f]+$": "must not contain a control character, such as a tab or a line end",
+    "^[0-9a-f]{64}$": "must be 64 hexadecimal digits in lower case",
+}
+"""What the wire contract's patterns demand, for people."""
+
+
 def body(request: Request, detail: ErrorDetail) -> dict[str, Any]:
     """Return the error body, with the request's id."""
     return ErrorBody(
@@ -102,7 +110,8 @@ def database_error(error: SQLAlchemyError) -> ServiceError:
     if fault == "data":
         log.warning("value_refused", error=type(error).__name__)
         return Unprocessable(
-            "a value of this request cannot be stored: a number or a text is out of bounds",
+            "a value of this request is out of bounds: a number that is too large, or a text with "
+            "NUL or half a character",
             code="invalid_value",
         )
     log.error("query_failed", exc_info=error)
@@ -148,6 +157,7 @@ def install(app: FastAPI) -> None:
         place = [str(part) for part in first["loc"] if part != "body" and _names_a_field(part)]
         # The input is not repeated: it may not be encodable, and it may be a rollout.
         message = str(first["msg"]).removeprefix("Value error, ")
+        message = _PATTERNS.get(first.get("ctx", {}).get("pattern"), message)
         return respond(
             request,
             422,

@@ -1,5 +1,6 @@
 """What the page of the cost shows, made from the answers that the API gives. Pure."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -21,26 +22,15 @@ def cost_page(
     by_run: UsageReport,
     by_role: UsageReport,
     budgets: Sequence[tuple[Budget, float | None]],
+    *,
+    divided: bool = True,
 ) -> dict[str, Any]:
-    """Return what the page of the cost shows. `budgets`: each with what its run will cost."""
+    """Return what the page of the cost shows.
+
+    `budgets`: each with what its run will cost. `divided`: whether `by_day` tells runs apart.
+    """
     shadow = [bucket for bucket in by_role.data if bucket.role == "shadow"]
-    totals: dict[str, float] = {}
-    for bucket in by_day.data:
-        totals[bucket.run or "no run"] = totals.get(bucket.run or "no run", 0.0) + bucket.cost_usd
-    ranked = sorted((name for name in totals if totals[name]), key=lambda n: -totals[n])
-    named = ranked[:SERIES]
-    days: list[str] = []
-    if (first := by_day.since) and by_day.data:
-        last = max(bucket.day for bucket in by_day.data if bucket.day is not None)
-        days = [str(first + timedelta(days=i)) for i in range((last - first).days + 1)]
-    at = {day: i for i, day in enumerate(days)}
-    series = {
-        name: [0.0] * len(days) for name in [*named, *(["others"] if ranked[SERIES:] else [])]
-    }
-    for bucket in by_day.data:
-        name = bucket.run or "no run"
-        if bucket.cost_usd and bucket.day is not None:
-            series[name if name in named else "others"][at[str(bucket.day)]] += bucket.cost_usd
+    days, series = _daily(by_day, "no run" if divided else "all runs")
     return {
         "since": by_day.since,
         "total": by_run.total,
@@ -49,10 +39,9 @@ def cost_page(
             "calls": sum(bucket.calls for bucket in shadow),
             "unpriced_calls": sum(bucket.unpriced_calls for bucket in shadow),
         },
-        "chart": charts.stacked_days(days, list(series.items()), label="Judging cost by day")
-        if series
-        else None,
-        "series": list(series),
+        "chart": charts.stacked_days(days, series, label="Judging cost by day") if series else None,
+        "series": [name for name, _ in series],
+        "divided": divided,
         "buckets": sorted(by_run.data, key=lambda b: (-b.cost_usd, -b.saved_usd)),
         "truncated": by_run.truncated,
         "budgets": [
@@ -69,3 +58,26 @@ def cost_page(
             for budget, projected in budgets
         ],
     }
+
+
+def _daily(by_day: UsageReport, unnamed: str) -> tuple[list[str], list[tuple[str, list[float]]]]:
+    """Return the days, and the cost of each by run, the most expensive first, with its name.
+
+    `unnamed`: the name of what has no run.
+    """
+    totals: Counter[str | None] = Counter()
+    for bucket in by_day.data:
+        totals[bucket.run] += bucket.cost_usd
+    days: list[str] = []
+    if (first := by_day.since) and by_day.data:
+        last = max(bucket.day for bucket in by_day.data if bucket.day is not None)
+        days = [str(first + timedelta(days=i)) for i in range((last - first).days + 1)]
+    at = {day: i for i, day in enumerate(days)}
+    # By runs and not by their names: one may be called "others".
+    costs = {run: [0.0] * len(days) for run, cost in totals.most_common(SERIES) if cost}
+    others = [0.0] * len(days)
+    for bucket in by_day.data:
+        if bucket.day is not None:
+            costs.get(bucket.run, others)[at[str(bucket.day)]] += bucket.cost_usd
+    series = [(unnamed if run is None else run, values) for run, values in costs.items()]
+    return days, [*series, *([("others", others)] if any(others) else [])]

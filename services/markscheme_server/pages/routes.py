@@ -4,8 +4,10 @@ Links in pages are relative, so that they work behind any proxy. Forms carry the
 token, and the browser's `Origin` header must name this service.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Protocol, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -46,7 +48,9 @@ PROMPTS_SHOWN = 30
 COMPARED_BINS = 120
 """Fewer than for one run: there may be six."""
 REPLAYS_SHOWN = 20
-MAX_STEPS = 1_000_000
+MAX_REPORT = 16 * 1024 * 1024
+"""Length of a report's groups as JSON; the first is there in any case."""
+EVERY_STEP = 2**31
 """So many bins that each step has one of its own."""
 MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 1024, 20
 COST_DAYS = 30
@@ -121,11 +125,12 @@ class Visit:
             refresh=refresh,
         )
 
-    def show(
+    async def show(
         self, template: str, place: str | None, *, refresh: int | None = None, **values: Any
     ) -> Response:
         """Return a page, or 304 if the browser has this version."""
-        html = render.page(template, self.frame(place, refresh), **values)
+        # In a thread: the page of a large group takes a second of the event loop.
+        html = await asyncio.to_thread(render.page, template, self.frame(place, refresh), **values)
         etag = f'"{hashlib.sha256(html.encode()).hexdigest()[:32]}"'
         headers = {"ETag": etag}
         known = self.request.headers.get("if-none-match", "")
@@ -254,7 +259,7 @@ async def show_runs(visit: Visiting, after: Text = None) -> Response:
     """List the runs of the caller's team."""
     found = await visit.services.runs.runs(visit.caller, limit=50, after=after)
     live = any(run.state == "running" for run in found.data)
-    return visit.show(
+    return await visit.show(
         "runs.html",
         "runs",
         refresh=REFRESH_S if live else None,
@@ -272,7 +277,7 @@ async def show_comparison(visit: Visiting, after: Text = None, criteria: Text = 
     if len(names) < MIN_RUNS:
         for name in names:
             await visit.services.runs.run(visit.caller, name)
-        return visit.show("compare.html", "runs", columns=[], ids=names)
+        return await visit.show("compare.html", "runs", columns=[], ids=names)
     found = await visit.services.comparisons.compare(
         visit.caller,
         names,
@@ -282,7 +287,7 @@ async def show_comparison(visit: Visiting, after: Text = None, criteria: Text = 
         after=after,
     )
     live = any(run.state == "running" for run in found.runs)
-    return visit.show(
+    return await visit.show(
         "compare.html",
         "runs",
         refresh=REFRESH_S if live else None,
@@ -301,7 +306,8 @@ async def _run_view(visit: Visit, run_id: str, window: Window) -> dict[str, Any]
     first = None
     if window.last and run.last_step is not None:
         first = max(0, run.last_step - window.last + 1)
-    return run_page(
+    return await asyncio.to_thread(
+        run_page,
         run,
         await runs.steps(caller, run_id, bins=STEP_BINS, first_step=first),
         await runs.criteria(
@@ -331,10 +337,12 @@ async def _run_view(visit: Visit, run_id: str, window: Window) -> dict[str, Any]
 @router.get("/runs/{run_id:encoded}/steps.csv")
 async def get_steps(visit: Visiting, run_id: str) -> Response:
     """Return the rewards by step as comma-separated values."""
-    steps = await visit.services.runs.steps(visit.caller, run_id, bins=MAX_STEPS)
+    steps = await visit.services.runs.steps(visit.caller, run_id, bins=EVERY_STEP)
+    # In a thread: the table of a long run takes a second of the event loop.
+    table = await asyncio.to_thread(steps_csv, steps)
     return _secure(
         Response(
-            steps_csv(steps),
+            table,
             media_type="text/csv",
             headers={"Content-Disposition": _attachment(f"{run_id}.csv")},
         )
@@ -349,11 +357,21 @@ async def get_report(visit: AnyVisit, run_id: str) -> Response:
     """
     await visit.services.runs.require_reader(visit.caller, run_id)
     view = await _run_view(visit, run_id, Window())
-    groups = [
-        group_page(await visit.services.groups.group(visit.caller, group.id))
-        for group in view["groups"].data
-    ]
-    html = render.report(Frame(caller=visit.caller), **view, shown_groups=groups)
+    listed: list[schema.RunGroup] = []
+    shown: list[dict[str, Any]] = []
+    length = 0
+    for each in view["groups"].data:
+        with suppress(NotFound):  # pruned meanwhile
+            group = await visit.services.groups.group(visit.caller, each.id)
+            length += len(await asyncio.to_thread(group.model_dump_json))
+            if shown and length > MAX_REPORT:
+                break
+            shown.append(await asyncio.to_thread(group_page, group))
+            listed.append(each)
+    view["groups"] = view["groups"].model_copy(update={"data": listed})
+    html = await asyncio.to_thread(
+        render.report, Frame(caller=visit.caller), **view, shown_groups=shown
+    )
     headers = {"Content-Disposition": _attachment(f"{run_id}.html")}
     return _secure(HTMLResponse(html, headers=headers))
 
@@ -376,7 +394,7 @@ async def show_run(
     )
     view = await _run_view(visit, run_id, window)
     running = view["run"].state == "running"
-    return visit.show("run.html", "runs", refresh=REFRESH_S if running else None, **view)
+    return await visit.show("run.html", "runs", refresh=REFRESH_S if running else None, **view)
 
 
 @router.get("/groups/{group_id}")
@@ -393,8 +411,9 @@ async def show_group(
     prompt = None
     if judge is not None:
         prompt = await groups.judge_prompt(visit.caller, group_id, judge)
-    view = group_page(group, [name for name in (a, b) if name is not None], prompt)
-    return visit.show("group.html", "runs", view=view, **view)
+    names = [name for name in (a, b) if name is not None]
+    view = await asyncio.to_thread(group_page, group, names, prompt)
+    return await visit.show("group.html", "runs", view=view, **view)
 
 
 @router.get("/replays/{replay_id}")
@@ -402,7 +421,7 @@ async def show_replay(visit: Visiting, replay_id: str) -> Response:
     """Show how far a replay is, and how its rewards differ from the run's."""
     replay = await visit.services.replays.replay(visit.caller, replay_id)
     live = replay.state in words.LIVE_REPLAYS
-    return visit.show(
+    return await visit.show(
         "replay.html",
         "runs",
         refresh=REFRESH_S if live else None,
@@ -429,7 +448,7 @@ async def list_rubrics(
             limit=50,
         ),
     )
-    return visit.show(
+    return await visit.show(
         "rubrics.html",
         "rubrics",
         rubrics=found.data,
@@ -459,7 +478,7 @@ async def show_rubric(visit: Visiting, rubric_id: str) -> Response:
         await visit.services.judge_reports.health(caller, rubric_id),
     )
     own = rubric.team == caller.team and "induce" in caller.scopes
-    return visit.show("rubric.html", "rubrics", may_change=own, **view)
+    return await visit.show("rubric.html", "rubrics", may_change=own, **view)
 
 
 @router.post("/rubrics/{rubric_id}")
@@ -484,7 +503,7 @@ async def change_rubric(visit: Visiting, rubric_id: str) -> Response:
 async def show_judges(visit: Visiting) -> Response:
     """Show calls, failures and agreement of each judge, and where two judges disagree."""
     reports = await visit.services.judge_reports.judges(visit.caller)
-    return visit.show(
+    return await visit.show(
         "judges.html",
         "judges",
         reports=reports.data,
@@ -512,14 +531,20 @@ async def show_cost(visit: Visiting) -> Response:
             except NotFound:
                 projected = None  # the run has not begun
         budgets.append((budget, projected))
-    return visit.show(
+    by_day = await report("day", "run")
+    if by_day.truncated:  # it ends before the last day
+        by_day, divided = await report("day"), False
+    else:
+        divided = True
+    return await visit.show(
         "cost.html",
         "cost",
         **cost_page(
-            await report("day", "run"),
+            by_day,
             await report("run", "role", "judge"),
             await report("role"),
             budgets,
+            divided=divided,
         ),
     )
 
@@ -529,7 +554,7 @@ async def show_teams(visit: Visiting) -> Response:
     """Show teams and keys to an administrator."""
     _require_scope(visit.caller, "admin")
     authenticator = visit.services.authenticator
-    return visit.show(
+    return await visit.show(
         "teams.html",
         "teams",
         teams=[wire.from_team(team) for team in await authenticator.teams()],

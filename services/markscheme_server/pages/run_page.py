@@ -30,9 +30,6 @@ from markscheme_server.pages.words import CATEGORIES, decimal, percent, share, s
 SHORT_RUN = 2
 """From this many spans on, rewards are shown as a curve; below, as a table."""
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""First characters of cells that spreadsheets run as formulas."""
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -169,15 +166,23 @@ def steps_of(run: RunSummary) -> str:
 
 
 def steps_csv(steps: StepList) -> str:
-    """Return spans of steps as a table of comma-separated values; what is not known is empty."""
+    """Return spans of steps as a table of comma-separated values; what is not known is empty.
+
+    `metrics.` before a metric's name tells it from the service's figure of that name, such as
+    `reward`, and keeps a spreadsheet from running a name as a formula.
+    """
     out = io.StringIO()
     names = [name for name in StepSpan.model_fields if name not in ("reasons", "metrics")]
     reasons = sorted({name for span in steps.data for name in span.reasons})
     metrics = sorted({name for span in steps.data for name in span.metrics})
     writer = csv.writer(out, lineterminator="\n")
-    # A trainer may give its metrics names that a spreadsheet would run as formulas.
-    columns = [f"'{name}" if name.startswith(FORMULA) else name for name in metrics]
-    writer.writerow([*names, *(f"unscored_{name}" for name in reasons), *columns])
+    writer.writerow(
+        [
+            *names,
+            *(f"unscored_{name}" for name in reasons),
+            *(f"metrics.{name}" for name in metrics),
+        ]
+    )
     for span in steps.data:
         row = [getattr(span, name) for name in names]
         row += [span.reasons.get(name, 0) for name in reasons]

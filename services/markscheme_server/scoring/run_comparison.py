@@ -16,6 +16,7 @@ from markscheme_server.domain.run_comparison import (
 )
 from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.errors import BadRequest
+from markscheme_server.scoring.paging import page_after
 from markscheme_server.scoring.run_groups import PROMPT_LENGTH
 from markscheme_server.scoring.run_histories import LoadedRun, RunHistories
 from markscheme_server.scoring.runs import find_run, share_now, summarise
@@ -88,7 +89,7 @@ def _compare(
     """Return the comparison without its prompts, and the prompts of the page."""
     names = [each.run.id for each in loaded]
     prompts = shared_prompts(names, groups)
-    start = next((n for n, each in enumerate(prompts, 1) if each.key == after), 0)
+    page, more = page_after(prompts, lambda prompt: prompt.key, after=after, limit=limit)
     asked = Counter(key for each in loaded for key, c in each.counts.items() if c.rollouts.steps)
     shared = [_criterion(loaded, key) for key, runs in asked.items() if runs >= MIN_RUNS]
     shared.sort(key=lambda each: (_loss(each.now), each.key))
@@ -104,9 +105,9 @@ def _compare(
         prompts=[],
         prompts_total=len(prompts),
         pruned_groups=[each.history.pruned for each in loaded],
-        has_more=start + limit < len(prompts),
+        has_more=more,
     )
-    return answer, prompts[start : start + limit]
+    return answer, page
 
 
 def _spans(histories: Sequence[RunHistory], bins: int) -> list[schema.ComparedSpan]:

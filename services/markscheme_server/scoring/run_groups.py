@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from operator import itemgetter
 
 from markscheme import schema
@@ -18,11 +18,13 @@ from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_text
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.run_blocks import GroupSummary
+from markscheme_server.domain.run_history import SecondVerdicts
 from markscheme_server.domain.trajectory import Response, Trajectory, judged, judged_key, reply_of
 from markscheme_server.domain.verdict import MET, NOT_APPLICABLE, NOT_MET
 from markscheme_server.errors import NotFound
 from markscheme_server.judge.base import Judge, VerifyTask
 from markscheme_server.judge.openai import OpenAIJudge
+from markscheme_server.scoring.paging import page_after
 from markscheme_server.scoring.run_histories import RunHistories
 from markscheme_server.scoring.runs import find_run
 from markscheme_server.store.rubrics import RubricStore
@@ -104,15 +106,11 @@ class RunGroupService:
             found = _ranked(found, lambda group: gaps.get(group.id))
         elif wanted.sort != "newest":
             found = _ranked(found, _SORT_KEYS[wanted.sort])
-        ids: Iterable[str] = (group.id for group in found)
-        if after is not None:
-            every = list(ids)
-            ids = every[every.index(after) + 1 :] if after in every else every
-        page = list(islice(ids, limit + 1))
+        page, more = page_after(found, lambda group: group.id, after=after, limit=limit)
         return schema.RunGroupList(
             first_step=loaded.history.first_step,
-            data=await self.summaries(caller.team, page[:limit]),
-            has_more=len(page) > limit,
+            data=await self.summaries(caller.team, [group.id for group in page]),
+            has_more=more,
         )
 
     async def summaries(self, team: str, ids: Sequence[str]) -> list[schema.RunGroup]:
@@ -120,7 +118,10 @@ class RunGroupService:
         groups, rollouts = await asyncio.gather(
             self._groups.find(team, ids), self._groups.rollouts(team, ids)
         )
-        return [_listed(group, rollouts.get(group.id, [])) for group in groups]
+        # A group without rollouts was pruned meanwhile. In a thread: they may be 100,000 rollouts.
+        return await asyncio.to_thread(
+            lambda: [_listed(group, of) for group in groups if (of := rollouts.get(group.id))]
+        )
 
     async def group(self, caller: Caller, group_id: str) -> schema.GroupDetail:
         """Return a group in full. Raises `NotFound`."""
@@ -131,61 +132,27 @@ class RunGroupService:
         responses = await self._groups.responses(team, group.id, group.prompt_key, teacher_keys)
         rubric = await self._rubrics.find(team, group.rubric_id)
         criteria = rubric.criteria if rubric is not None else ()
-        keys_of = {key: _judged_keys(response) for key, response in responses.items()}
-        said = _JudgeVerdicts(
-            await self._groups.verdicts(
-                team,
-                group.prompt_key,
-                [criterion_key(criterion) for criterion in criteria],
-                [key for keys in keys_of.values() for key in keys],
-            ),
-            group.judge,
-            keys_of,
+        # In threads: a large group takes half a second of the event loop.
+        keys = await asyncio.to_thread(
+            lambda: {key: _judged_keys(response) for key, response in responses.items()}
+        )
+        verdicts = await self._groups.verdicts(
+            team,
+            group.prompt_key,
+            [criterion_key(criterion) for criterion in criteria],
+            [key for of_text in keys.values() for key in of_text],
         )
         second = {each.rollout: each for each in await self._groups.second(team, group.id)}
         run = await self._runs.find(team, group.run_id) if group.run_id is not None else None
         first_step = await self._runs.first_step(team, run.id) if run is not None else None
-        before, after = await self._groups.neighbours(team, group)
-        known = [r.reward for r in rollouts if r.reward is not None]
-        mean = sum(known) / len(known) if known else None
-        made = []
-        for rollout in rollouts:
-            other = second.get(rollout.id)
-            made.append(
-                _response(
-                    rollout,
-                    responses.get(rollout.text_key),
-                    mean,
-                    said.of(criteria, rollout.text_key, rollout.verdicts, other and other.verdicts),
-                    other.reward if other is not None else None,
-                )
-            )
-        return schema.GroupDetail(
-            id=group.id,
-            group_id=group.group_id,
-            run_id=group.run_id,
-            step=group.step,
-            first_step=first_step,
-            created_at=group.created_at,
-            reuse=group.reuse,
-            verify=group.verify,
-            prompt=wire.to_schema_messages(group.prompt),
-            rubric=_rubric_ref(rubric, group.origin) if rubric is not None else None,
-            criteria=wire.from_criteria(criteria),
-            judge=group.judge,
-            second_judge=next((each.judge for each in second.values()), None),
-            mean=mean,
-            spread=group.spread,
-            cached_verdicts=group.cached_verdicts,
-            saved_usd=group.saved_usd,
-            rollouts=made,
-            teachers=[
-                _response(teacher, responses.get(teacher.text_key), None, verdicts, None)
-                for teacher in _teachers(group, len(criteria))
-                for verdicts in [said.of(criteria, teacher.text_key, teacher.verdicts, None)]
-            ],
-            previous_id=before,
-            next_id=after,
+        beside = await self._groups.neighbours(team, group)
+        if beside is None:
+            raise _unknown_group(group_id)
+        return await asyncio.to_thread(
+            _detail,
+            _GroupReading(
+                group, rubric, rollouts, responses, keys, verdicts, second, first_step, beside
+            ),
         )
 
     async def judge_prompt(
@@ -237,12 +204,84 @@ class RunGroupService:
     async def _find(self, caller: Caller, group_id: str) -> StoredGroup:
         found = await self._groups.find(caller.team, [group_id])
         if not found:
-            raise NotFound(
-                f"there is no group {group_id!r}; pruning removes old ones",
-                code="group_not_found",
-                param="group_id",
-            )
+            raise _unknown_group(group_id)
         return found[0]
+
+
+def _unknown_group(group_id: str) -> NotFound:
+    return NotFound(
+        f"there is no group {group_id!r}; pruning removes old ones",
+        code="group_not_found",
+        param="group_id",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupReading:
+    """What is stored about a group.
+
+    `responses` and their `judged_keys` are by text key, `second` verdicts by rollout. `first_step`
+    is that of its run, `beside` the groups before and after it.
+    """
+
+    group: StoredGroup
+    rubric: Rubric | None
+    rollouts: Sequence[StoredRollout]
+    responses: Mapping[str, Response]
+    judged_keys: Mapping[str, Sequence[str]]
+    verdicts: Sequence[JudgeVerdict]
+    second: Mapping[str, SecondVerdicts]
+    first_step: int | None
+    beside: tuple[str | None, str | None]
+
+
+def _detail(read: _GroupReading) -> schema.GroupDetail:
+    group, rubric, responses = read.group, read.rubric, read.responses
+    criteria = rubric.criteria if rubric is not None else ()
+    said = _JudgeVerdicts(read.verdicts, group.judge, read.judged_keys)
+    rollouts, second = read.rollouts, read.second
+    before, after = read.beside
+    known = [r.reward for r in rollouts if r.reward is not None]
+    mean = sum(known) / len(known) if known else None
+    made = []
+    for rollout in rollouts:
+        other = second.get(rollout.id)
+        made.append(
+            _response(
+                rollout,
+                responses.get(rollout.text_key),
+                mean,
+                said.of(criteria, rollout.text_key, rollout.verdicts, other and other.verdicts),
+                other.reward if other is not None else None,
+            )
+        )
+    return schema.GroupDetail(
+        id=group.id,
+        group_id=group.group_id,
+        run_id=group.run_id,
+        step=group.step,
+        first_step=read.first_step,
+        created_at=group.created_at,
+        reuse=group.reuse,
+        verify=group.verify,
+        prompt=wire.to_schema_messages(group.prompt),
+        rubric=_rubric_ref(rubric, group.origin) if rubric is not None else None,
+        criteria=wire.from_criteria(criteria),
+        judge=group.judge,
+        second_judge=next((each.judge for each in second.values()), None),
+        mean=mean,
+        spread=group.spread,
+        cached_verdicts=group.cached_verdicts,
+        saved_usd=group.saved_usd,
+        rollouts=made,
+        teachers=[
+            _response(teacher, responses.get(teacher.text_key), None, verdicts, None)
+            for teacher in _teachers(group, len(criteria))
+            for verdicts in [said.of(criteria, teacher.text_key, teacher.verdicts, None)]
+        ],
+        previous_id=before,
+        next_id=after,
+    )
 
 
 class _JudgeVerdicts:

@@ -20,6 +20,7 @@ from markscheme_server.domain.run_history import RunHistory
 from markscheme_server.domain.step_totals import StepTotals
 from markscheme_server.errors import Conflict, Forbidden, NotFound
 from markscheme_server.scoring.finding_gauge import FindingGauge
+from markscheme_server.scoring.paging import page_after, unknown_after
 from markscheme_server.scoring.run_histories import CriterionCounts, LoadedRun, RunHistories
 from markscheme_server.store.audit import actor_of
 from markscheme_server.store.budgets import Budget, BudgetStore
@@ -33,6 +34,8 @@ MIN_SILENCE = timedelta(minutes=1)
 """A run is silent after this long without a score, or 10 of its median steps if longer."""
 MAX_RUNS, MAX_RECORDS = 10_000, 100_000
 """Limits: runs of a team (beyond it only scoring creates runs), steps of a run with metrics."""
+MAX_METRICS = 64 * 1024 * 1024
+"""Characters of a run's metrics as JSON: who reads the run holds them in three times the memory."""
 MAX_LISTED = 1000
 """Summaries in the cache of a process."""
 LOADED_AT_ONCE = 2
@@ -57,6 +60,8 @@ class RunService:
         null.
         """
         page, more = await self._runs.page(caller.team, limit, after)
+        if after is not None and not page and await self._runs.find(caller.team, after) is None:
+            raise unknown_after(after)
         listed = {run.id: found for run in page if (found := self._find_listed(run)) is not None}
         stale = [run for run in page if run.id not in listed]
         loaded, costs, budgets = await asyncio.gather(
@@ -217,10 +222,12 @@ class RunService:
         """
         await self._require_room(caller, run_id)
         metrics = {record.step: record.metrics for record in records}
-        if not await self._runs.add_records(actor_of(caller), run_id, metrics, most=MAX_RECORDS):
+        if not await self._runs.add_records(
+            actor_of(caller), run_id, metrics, most=MAX_RECORDS, most_characters=MAX_METRICS
+        ):
             raise Conflict(
-                f"a run has metrics of {MAX_RECORDS:,} steps at most: send those of every tenth "
-                "step, or begin another run",
+                f"a run has metrics of {MAX_RECORDS:,} steps and {MAX_METRICS // 2**20} MiB at "
+                "most: send fewer, or those of every tenth step, or begin another run",
                 code="too_many_records",
                 param="records",
             )
@@ -378,8 +385,7 @@ def _criteria(
             each.key,
         ),
     )
-    start = next((n for n, each in enumerate(asked, 1) if each.key == after), 0)
-    page = asked[start : start + limit]
+    page, more = page_after(asked, lambda each: each.key, after=after, limit=limit)
     history = loaded.history
     return schema.CriterionList(
         first_step=history.first_step,
@@ -395,7 +401,7 @@ def _criteria(
         ],
         data=[_criterion(loaded, each, bins, kinds.get(each.key, [])) for each in page],
         total=len(asked),
-        has_more=start + limit < len(asked),
+        has_more=more,
     )
 
 

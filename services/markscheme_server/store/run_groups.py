@@ -253,18 +253,28 @@ class RunGroupStore:
         async with self._db.reading(team_scope(team)) as connection:
             return [SecondVerdicts(*row) for row in await connection.execute(query)]
 
-    async def neighbours(self, team: str, group: StoredGroup) -> tuple[str | None, str | None]:
-        """Return the prompt's groups before and after a group in the same run."""
-        if group.run_id is None:
-            return None, None
+    async def neighbours(
+        self, team: str, group: StoredGroup
+    ) -> tuple[str | None, str | None] | None:
+        """Return the prompt's groups before and after a group in the same run.
+
+        `None` if the group was pruned since it was read.
+        """
         a = assignments.c
         query = (
             sa.select(a.id)
-            .where(a.team == team, a.run_id == group.run_id, a.prompt_key == group.prompt_key)
+            .where(
+                a.team == team,
+                a.id == group.id
+                if group.run_id is None
+                else sa.and_(a.run_id == group.run_id, a.prompt_key == group.prompt_key),
+            )
             .order_by(a.step, a.created_at, a.id)
         )
         async with self._db.reading(team_scope(team)) as connection:
             ids = list((await connection.execute(query)).scalars())
+        if group.id not in ids:
+            return None
         place = ids.index(group.id)
         return (
             ids[place - 1] if place else None,

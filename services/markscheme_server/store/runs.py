@@ -160,8 +160,9 @@ class RunStore:
                 p.team == team, p.run_id == run
             ),
         )
+        # The end of the last block is beyond the greatest step, which fills an Integer.
         span = database.rows(
-            [sa.Column("low", sa.Integer), sa.Column("high", sa.Integer)], "ranges"
+            [sa.Column("low", sa.BigInteger), sa.Column("high", sa.BigInteger)], "ranges"
         )
         # Ranges instead of a condition on the block, because an index has them.
         self._groups = sa.union_all(
@@ -170,8 +171,8 @@ class RunStore:
                     step >= span.low,
                     step < span.high,
                     # Without these SQLite looks at all groups of the run.
-                    step >= sa.bindparam("low"),
-                    step < sa.bindparam("high"),
+                    step >= sa.bindparam("low", type_=sa.BigInteger),
+                    step < sa.bindparam("high", type_=sa.BigInteger),
                 )
                 for each, step in zip(groups, (a.step, p.step), strict=True)
             )
@@ -357,10 +358,11 @@ class RunStore:
         records: Mapping[int, Mapping[str, float | None]],
         *,
         most: int,
+        most_characters: int,
     ) -> bool:
         """Store the trainer's metrics of steps; a step that is sent again replaces itself.
 
-        Store nothing and return false if the run would then have more than `most`.
+        Store nothing and return false if the run would then have more than `most`, or longer ones.
         """
         new, team = self._db.insert_rows(run_records), actor.team
         rows = [
@@ -381,11 +383,12 @@ class RunStore:
                 {run_records.name: self._db.pack(rows)},
             )
             stored = await connection.execute(
-                sa.select(sa.func.count()).where(
-                    run_records.c.team == team, run_records.c.run_id == run_id
-                )
+                sa.select(
+                    sa.func.count(), sa.func.sum(sa.func.length(run_records.c.metrics))
+                ).where(run_records.c.team == team, run_records.c.run_id == run_id)
             )
-            if stored.scalar_one() > most:
+            steps, characters = stored.one()
+            if steps > most or characters > most_characters:
                 await connection.rollback()
                 return False
             # Not with the run alone: who reads it in between has it without these metrics.

@@ -202,6 +202,23 @@ def test_an_error_names_the_field_at_fault(
     assert words in answer["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/runs?after=%00", "query.after: must not contain the NUL character"),
+        ("/v1/runs/a%09b", "path.run_id: must not contain a control character"),
+        ("/v1/replays?run_id=a%0Ab", "query.run_id: must not contain a control character"),
+        ("/v1/rubrics?prompt_key=F", "query.prompt_key: must be 64 hexadecimal digits"),
+    ],
+)
+def test_an_error_says_in_words_what_a_text_must_be(
+    connection: http.client.HTTPConnection, path: str, words: str
+) -> None:
+    status, answer = ask(connection, "GET", path)
+    assert status == 422
+    assert answer["error"]["message"].startswith(words)
+
+
 @pytest.mark.parametrize("value", ["0", "1.5", "soon"])
 def test_an_error_names_the_header_at_fault(
     connection: http.client.HTTPConnection, value: str

@@ -1,5 +1,6 @@
 """Test runs and groups over HTTP: figures equal what the scores said, whatever the run's id."""
 
+import csv
 import json
 import statistics
 from collections.abc import Callable
@@ -57,6 +58,12 @@ def scored(team: Member, run: str, step: int, *texts: Any) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     made: dict[str, Any] = answer.json()["groups"][0]
     return made
+
+
+def get_page(team: Member, path: str) -> str:
+    answer = team("GET", path)
+    assert answer.status_code == 200, answer.text
+    return str(answer.text)
 
 
 def get(team: Member, path: str) -> Any:
@@ -242,6 +249,55 @@ def test_groups_are_filtered_and_paged(client: Client, member: Team) -> None:
     assert client.run_groups(run, criterion="0" * 64).data == []
 
 
+def test_a_list_does_not_go_on_after_what_is_not_in_it(client: Client, member: Team) -> None:
+    blue = member("blue")
+    scored(blue, "blues", 0, GOOD)
+    (strange,) = get(blue, "/v1/runs/blues/groups")["data"]
+    for run in ("one", "two"):
+        scored(member("red"), run, 0, GOOD)
+    lists: dict[str, Callable[[str], Any]] = {
+        "blues": lambda after: client.runs(after=after),
+        strange["id"]: lambda after: client.run_groups("one", after=after),
+        "0" * 64: lambda after: client.run_criteria("one", after=after),
+        "f" * 64: lambda after: client.compare_runs(["one", "two"], after=after),
+    }
+    assert client.runs(after="one").data == []  # it is the last one
+    for after, listed in lists.items():
+        with pytest.raises(NotFound, match="begin again") as refused:
+            listed(after)
+        assert refused.value.code == "after_not_found"
+
+
+def test_a_run_may_have_steps_as_far_apart_as_numbers_go(client: Client, member: Team) -> None:
+    steps = [0, 1, 10**6, 2**31 - 2, 2**31 - 1]
+    for step in steps:
+        scored(member("red"), "wide", step, GOOD)
+    assert client.run("wide").last_step == steps[-1]
+    assert [run.groups for run in client.runs().data] == [5]
+    assert [group.step for group in client.run_groups("wide").data] == steps[::-1]
+    assert sum(span.groups for span in client.run_steps("wide", bins=1000).data) == 5
+    assert client.run_criteria("wide").data[0].total.judged == 5
+    table = get_page(member("red"), "/pages/runs/wide/steps.csv")
+    assert [int(line.split(",")[0]) for line in table.splitlines()[1:]] == steps
+
+
+def test_a_trainers_metrics_do_not_hide_the_services_figures_in_a_table(
+    client: Client, member: Team
+) -> None:
+    scored(member("red"), "r", 0, GOOD, BAD)
+    client.add_run_records("r", {0: {"reward": 7.0, "rollouts": 9.0, "=1+1": 2.0, "a,b": None}})
+    header, row = csv.reader(get_page(member("red"), "/pages/runs/r/steps.csv").splitlines())
+    assert len(set(header)) == len(header)
+    assert not [name for name in header if not name[0].isalpha()]
+    table = dict(zip(header, row, strict=True))
+    assert (table["reward"], table["rollouts"]) == (str(client.run("r").reward_now), "2")
+    assert (table["metrics.reward"], table["metrics.=1+1"], table["metrics.a,b"]) == (
+        "7.0",
+        "2.0",
+        "",
+    )
+
+
 def test_a_run_says_what_it_is(client: Client) -> None:
     made = client.put_run("new", steps=10, facts={"student": "one", "lr": 1e-6})
     assert (made.state, made.steps, made.groups, made.reward_now) == ("running", 10, 0, None)
@@ -301,6 +357,22 @@ def test_a_team_stores_so_many_runs_and_metrics_of_so_many_steps(
     assert [s.metrics["loss"] for s in client.run_steps("two").data] == [1.0, 2.0, 2.0]
     scored(member("red"), "three", 0, GOOD)  # what was judged is kept
     assert client.run("three").groups == 1
+
+
+def test_a_run_stores_metrics_of_so_many_characters(
+    client: Client, member: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored(member("red"), "r", 0, GOOD)
+    metrics = {f"name {number}": 1.0 for number in range(10)}
+    monkeypatch.setattr(runs, "MAX_METRICS", 2 * len(json.dumps(metrics)) + 10)
+    client.add_run_records("r", {0: metrics, 1: metrics})
+    client.add_run_records("r", {0: metrics})
+    with pytest.raises(Conflict) as refused:
+        client.add_run_records("r", {2: metrics})
+    assert refused.value.code == "too_many_records"
+    client.add_run_records("r", {0: {"loss": 1.0}})
+    client.add_run_records("r", {2: {"loss": 1.0}})
+    assert client.run_steps("r").data[0].metrics == {"loss": 1.0}
 
 
 def test_metrics_whose_sum_is_out_of_range_have_no_mean(client: Client, member: Team) -> None:

@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 
 from fakes import runs as made
 from fakes.pages import (
+    MadeRuns,
     Page,
     criterion_figures,
     group_figures,
@@ -20,11 +23,13 @@ from fakes.pages import (
     replay_figures,
     run_figures,
 )
+from fakes.processes import PATIENCE_S
 from fakes.runs import HOSTILE, REPLAYS, MadeRun, made_comparison, made_group, made_replay
 from markscheme import schema
 from markscheme.client import Client
 from markscheme_server.domain.caller import OPERATOR, Caller
-from markscheme_server.pages import addresses, comparison, render
+from markscheme_server.errors import NotFound
+from markscheme_server.pages import addresses, comparison, render, routes
 from markscheme_server.pages.cost_page import cost_page
 from markscheme_server.pages.group_page import group_page
 from markscheme_server.pages.labels import labels
@@ -408,6 +413,67 @@ def test_steps_are_a_table_of_comma_separated_values(show: Callable[..., Any]) -
     assert float(first["reward"]) == spans[0].reward
     outage = dict(zip(names, lines[1 + 410 // 5].split(","), strict=True))
     assert (outage["reward"], outage["unscored_unavailable"]) == ("", outage["rollouts"])
+
+
+@pytest.mark.parametrize(
+    ("module", "maker", "path"),
+    [
+        (routes, "steps_csv", f"{RUN}/steps.csv"),
+        (routes, "run_page", RUN),
+        (routes, "group_page", GROUP),
+        (render, "page", GROUP),
+        (render, "report", f"{RUN}/report"),
+    ],
+)
+def test_what_takes_long_to_make_holds_no_other_request_up(
+    module: Any, maker: str, path: str, show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, begun, go_on = show(), threading.Event(), threading.Event()
+    make = getattr(module, maker)
+
+    def make_slowly(*args: Any, **values: Any) -> Any:
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return make(*args, **values)
+
+    monkeypatch.setattr(module, maker, make_slowly)
+    with ThreadPoolExecutor() as threads:
+        slow = threads.submit(get, path)
+        assert begun.wait(PATIENCE_S)
+        other = threads.submit(get, "/healthz")
+        try:
+            assert other.result(PATIENCE_S / 3).status_code == 200
+        finally:
+            go_on.set()
+        assert slow.result().status_code == 200
+
+
+def test_a_report_leaves_out_groups_that_are_pruned_while_it_is_made(
+    show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = MadeRuns.group
+
+    async def find_some(self: MadeRuns, caller: Caller, group_id: str) -> schema.GroupDetail:
+        if group_id == "asg_0000":
+            raise NotFound("there is no group", code="group_not_found")
+        return await find(self, caller, group_id)
+
+    monkeypatch.setattr(MadeRuns, "group", find_some)
+    assert len(Page(show()(f"{RUN}/report").text).all("article")) == 49 * 9
+
+
+def test_a_report_has_as_many_groups_as_fit_and_lists_no_other(
+    show: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = show()
+    for groups, length in ((1, 0), (3, 3 * len(made_group().model_dump_json()) + 9)):
+        monkeypatch.setattr(routes, "MAX_REPORT", length)
+        page = Page(get(f"{RUN}/report").text)
+        assert len(page.all("article")) == groups * 9
+        links = {a["href"] for a in page.all("a") if (a.get("href") or "").startswith("#g-")}
+        sections = {f"#{section['id']}" for section in page.all("section") if "id" in section}
+        assert links <= sections
+        assert len(links) == groups
 
 
 def test_without_runs_it_says_how_to_make_one(show: Callable[..., Any]) -> None:

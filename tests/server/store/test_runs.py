@@ -9,11 +9,13 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from markscheme import schema
+from markscheme_server import wire
 from markscheme_server.config import Settings
 from markscheme_server.domain.caller import Caller
 from markscheme_server.domain.hashing import criterion_key, prompt_key, text_key
 from markscheme_server.domain.rubric import Criterion, Rubric
 from markscheme_server.domain.run_blocks import BLOCK_STEPS, BlockMark
+from markscheme_server.errors import NotFound
 from markscheme_server.scoring import runs
 from markscheme_server.scoring.judge_reports import JudgeReportService
 from markscheme_server.scoring.run_groups import RunGroupService
@@ -29,6 +31,7 @@ from markscheme_server.store.assignments import (
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.maintenance.prune import Pruner
+from markscheme_server.store.run_groups import StoredGroup, StoredRollout
 from markscheme_server.store.runs import RunReading
 from markscheme_server.store.store import Store
 
@@ -218,7 +221,9 @@ async def test_metrics_are_in_the_figures_of_who_read_the_run_while_they_were_st
         await answers(reader)
 
     monkeypatch.setattr(store.runs, "put", put_and_read)
-    await store.runs.add_records(Actor("red"), "run", {0: {"loss": 0.5}}, most=10)
+    await store.runs.add_records(
+        Actor("red"), "run", {0: {"loss": 0.5}}, most=10, most_characters=99
+    )
     assert (await reader.runs.steps(RED, "run")).data[0].metrics == {"loss": 0.5}
 
 
@@ -256,6 +261,65 @@ async def test_pages_of_groups_follow_each_other(store: Store) -> None:
             page = await reader.groups.groups(RED, "run", wanted, limit=3, after=after)
             paged, more = paged + page.data, page.has_more
         assert paged == every
+
+
+async def test_a_group_that_is_pruned_while_it_is_read_is_not_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    id_ = await score(store, rubric, 0, [("red", "11", 1.0)])
+    find = store.run_groups.find
+
+    async def find_and_prune(team: str, ids: Sequence[str]) -> list[StoredGroup]:
+        found = await find(team, ids)
+        await prune(store)
+        return found
+
+    monkeypatch.setattr(store.run_groups, "find", find_and_prune)
+    with pytest.raises(NotFound, match="pruning removes old ones"):
+        await reader.groups.group(RED, id_)
+
+
+async def test_a_group_is_made_beside_the_event_loop(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    id_ = await score(store, rubric, 0, [("red", "11", 1.0)])
+    make, made = wire.from_criteria, []
+
+    def make_without_loop(criteria: Sequence[Criterion]) -> list[schema.Criterion]:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        made.append(criteria)
+        return make(criteria)
+
+    monkeypatch.setattr(wire, "from_criteria", make_without_loop)
+    assert (await reader.groups.group(RED, id_)).mean == 1.0
+    assert made
+
+
+async def test_groups_that_are_pruned_while_they_are_listed_are_left_out(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rubric, reader = await make_rubric(store), Reader(store)
+    await score(store, rubric, 0, [("red", "11", 1.0)])
+    rollouts = store.run_groups.rollouts
+    found = asyncio.Event()
+    find = store.run_groups.find
+
+    async def find_first(team: str, ids: Sequence[str]) -> list[StoredGroup]:
+        groups = await find(team, ids)
+        await prune(store)
+        found.set()
+        return groups
+
+    async def rollouts_then(team: str, ids: Sequence[str]) -> dict[str, list[StoredRollout]]:
+        await found.wait()
+        return await rollouts(team, ids)
+
+    monkeypatch.setattr(store.run_groups, "find", find_first)
+    monkeypatch.setattr(store.run_groups, "rollouts", rollouts_then)
+    assert (await reader.groups.groups(RED, "run", schema.GroupFilter())).data == []
 
 
 async def test_a_group_counts_from_its_runs_first_step_though_that_was_pruned(store: Store) -> None:
