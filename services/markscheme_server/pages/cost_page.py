@@ -1,6 +1,6 @@
 """What the page of the cost shows, made from the answers that the API gives. Pure."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
@@ -65,16 +65,17 @@ def _daily(by_day: UsageReport, unnamed: str) -> tuple[list[str], list[tuple[str
 
     `unnamed`: the name of what has no run.
     """
-    totals: Counter[str | None] = Counter()
+    totals: dict[str | None, float] = defaultdict(float)
     for bucket in by_day.data:
         totals[bucket.run] += bucket.cost_usd
+    largest = sorted(totals, key=lambda run: -totals[run])[:SERIES]
     days: list[str] = []
     if (first := by_day.since) and by_day.data:
         last = max(bucket.day for bucket in by_day.data if bucket.day is not None)
         days = [str(first + timedelta(days=i)) for i in range((last - first).days + 1)]
     at = {day: i for i, day in enumerate(days)}
     # By runs and not by their names: one may be called "others".
-    costs = {run: [0.0] * len(days) for run, cost in totals.most_common(SERIES) if cost}
+    costs = {run: [0.0] * len(days) for run in largest if totals[run]}
     others = [0.0] * len(days)
     for bucket in by_day.data:
         if bucket.day is not None:
