@@ -442,9 +442,6 @@ class ScoreService:
         except JudgeFailure as failure:
             log.info("group_unscored", reason=failure.reason)
             return GroupResult(unscored_group(lookup.group, failure), context.usage)
-        except TimeoutError:
-            timeout = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
-            return GroupResult(unscored_group(lookup.group, timeout), context.usage)
         except Exception as error:
             if is_outage(error):
                 raise  # it concerns all groups: the caller should send the batch again

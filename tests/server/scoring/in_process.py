@@ -5,6 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import sqlalchemy as sa
+
+from fakes.processes import PATIENCE_S
 from markscheme import schema
 from markscheme.vocabulary import SCOPES
 from markscheme_server.accounts.budgets import BudgetService
@@ -28,7 +31,9 @@ from markscheme_server.scoring.teachers import TeacherService
 from markscheme_server.scoring.verdict_cache import VerdictCache
 from markscheme_server.scoring.verdicts import VerdictService
 from markscheme_server.store.audit import Actor
+from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.store import Store
+from markscheme_server.store.tables import claims
 
 PROMPT = "Name a colour."
 RED, BLUE = (Caller(team, frozenset(SCOPES)) for team in ("red", "blue"))
@@ -149,6 +154,11 @@ class Scoring:
         (score,) = [each async for each in self.scores.score(batch)]
         return score
 
+    async def expire_claims(self) -> None:
+        """Let the leases of all claims have ended."""
+        async with self.store.database.writing(ALL_TEAMS) as connection:
+            await connection.execute(sa.update(claims).values(expires_at=0.0))
+
     async def forget_rubric(self, rubric: Rubric) -> None:
         """Let a rubric of the team blue be no longer shared with red."""
         await self.store.rubrics.change("blue", rubric.id, shared_with=[], actor=Actor("blue"))
@@ -171,6 +181,15 @@ def group_request(
     return schema.ScoreRequest.model_validate(
         {"groups": [group], "run": {"id": "run", "step": step}} | more
     )
+
+
+async def until(look: Callable[[], Awaitable[object]]) -> None:
+    """Wait until what is looked at is true."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if await look():
+                return
+            await asyncio.sleep(0.002)
 
 
 def in_an_hour() -> Deadline:

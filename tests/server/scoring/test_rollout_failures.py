@@ -19,8 +19,8 @@ from markscheme_server.scoring.rollouts import group_id
 from markscheme_server.store.claims import ClaimStore
 from markscheme_server.store.engine.database import ALL_TEAMS, DatabaseUnreachable
 from markscheme_server.store.gathering import GatheredScore, GatheringStore, GroupState, Member
-from markscheme_server.store.tables import claims, gathered_groups, gathered_rollouts
-from server.scoring.in_process import PROMPT, RED, Scoring, in_an_hour, is_good
+from markscheme_server.store.tables import gathered_groups, gathered_rollouts
+from server.scoring.in_process import PROMPT, RED, Scoring, in_an_hour, is_good, until
 
 GROUP = group_id("red", None, "g")
 
@@ -86,7 +86,7 @@ async def test_a_process_whose_lease_ended_gives_the_answer_of_the_one_that_took
     rubric, held = await scoring.rubric(), Held(scoring)
     late = asyncio.ensure_future(send(scoring, rubric))
     await held.asked.wait()
-    await execute(scoring, sa.update(claims).values(expires_at=0.0))
+    await scoring.expire_claims()
     other.model.verify_as = strict
     taken_over = await send(other, rubric)
     assert taken_over.rollout.reward == 0.0
@@ -141,8 +141,7 @@ async def test_a_group_that_waits_is_refused_when_its_named_rubric_is_no_longer_
     rubric = await scoring.rubric(team="blue")
     await scoring.share(rubric)
     sending = asyncio.ensure_future(send(scoring, rubric, size=2, wait_s=0.1))
-    while not (await scoring.store.gathering.states({GROUP: "red"})):
-        await asyncio.sleep(0)
+    await until(lambda: scoring.store.gathering.states({GROUP: "red"}))
     await scoring.forget_rubric(rubric)
     with pytest.raises(NotFound, match=rubric.id):
         await sending
@@ -186,8 +185,7 @@ async def test_a_group_that_is_deleted_while_it_is_waited_for_is_asked_for_again
 ) -> None:
     rubric = await scoring.rubric()
     sending = asyncio.ensure_future(send(scoring, rubric, size=2))
-    while not (await scoring.store.gathering.states({GROUP: "red"})):
-        await asyncio.sleep(0)
+    await until(lambda: scoring.store.gathering.states({GROUP: "red"}))
     await execute(scoring, *DELETED)
     with pytest.raises(Unavailable, match="send the rollout again") as refused:
         await sending

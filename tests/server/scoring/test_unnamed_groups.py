@@ -16,7 +16,7 @@ from markscheme_server.scoring.unnamed_groups import UnnamedGroups
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.gathering import Arrival, GatheringStore, GroupState, Refusal
 from markscheme_server.store.tables import gathered_groups, gathered_rollouts
-from server.scoring.in_process import PROMPT, RED, Scoring, in_an_hour
+from server.scoring.in_process import PROMPT, RED, Scoring, in_an_hour, until
 
 
 def unnamed(scoring: Scoring) -> UnnamedGroups:
@@ -34,9 +34,7 @@ async def send(
         "rollout": {"id": "-", "text": text},
     }
     async with asyncio.timeout(PATIENCE_S):
-        known = await groups.score(
-            RED, schema.RolloutRequest.model_validate(request), in_an_hour()
-        )
+        known = await groups.score(RED, schema.RolloutRequest.model_validate(request), in_an_hour())
     assert not known.unscored
     return known.reward
 
@@ -124,8 +122,7 @@ async def test_a_process_that_forgot_a_prompt_finds_its_last_group_again(
     monkeypatch.setattr(unnamed_groups, "MAX_REMEMBERED", 1)
     groups, rubrics = unnamed(scoring), [await scoring.rubric(), await scoring.rubric()]
     waiting = asyncio.ensure_future(send(groups, rubrics[0], "good", 2))
-    while await groups_of(scoring) != [1]:
-        await asyncio.sleep(0)
+    await until(lambda: groups_of(scoring))
     other = await scoring.rubric(prompt="Another.")
     assert await send(groups, other, "bad") == 0.0
     assert await send(groups, rubrics[0], "bad", 2) == 0.0
