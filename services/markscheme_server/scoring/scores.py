@@ -32,7 +32,7 @@ from markscheme_server.domain.trajectory import (
     unsupported_in,
 )
 from markscheme_server.domain.verdict import verdict_string
-from markscheme_server.errors import NotFound, TooLarge
+from markscheme_server.errors import NotFound, TooLarge, Unavailable
 from markscheme_server.judge.base import Judge, JudgeFailure, StudentResponse
 from markscheme_server.judge.queue import QueueReservation
 from markscheme_server.judge.replies import MAX_CRITERIA
@@ -467,7 +467,11 @@ class ScoreService:
         self, batch: Batch, lookup: GroupLookup, context: CallContext
     ) -> SampleResult:
         ref, count = lookup.ref, batch.request.ask_teacher
-        return await self._teachers.ensure(ref.team, lookup.prompt, count, context, ref.run_id)
+        try:
+            return await self._teachers.ensure(ref.team, lookup.prompt, count, context, ref.run_id)
+        except Unavailable as full:
+            # The batch was admitted: a full queue of the teacher concerns this group only.
+            raise JudgeFailure(UnscoredReason.UNAVAILABLE, str(full)) from full
 
     def _assign(
         self, batch: Batch, lookup: GroupLookup, rubric: ResolvedRubric

@@ -69,7 +69,8 @@ class Model:
         self, task: InductionTask, _context: CallContext, *, max_attempts: int = 1
     ) -> tuple[Criterion, ...]:
         self.inductions.append(task)
-        return (Criterion("c1", f"It is good ({len(self.inductions)}).", 1),)
+        text = f"It is good, says {self.rubricator_identity} ({len(self.inductions)})."
+        return (Criterion("c1", text, 1),)
 
     async def verify(self, task: VerifyTask, _context: CallContext) -> Verification:
         self.asked.append(task)

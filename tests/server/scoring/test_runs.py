@@ -28,7 +28,7 @@ CRITERIA = (Criterion("c1", "It is good.", 1), Criterion("c2", "It is text.", 1)
 def loaded(run: StoredRun, steps: int = MIN_STEPS, unread: str | None = None) -> LoadedRun:
     """Make a run whose rollouts all meet its second criterion, and half of them the first.
 
-    `unread`: the rubric of one more group, of whose rollouts the judge could read none.
+    `unread`: the rubric of more groups, of whose rollouts the judge could read none.
     """
     groups = [
         RunGroup(
@@ -50,8 +50,11 @@ def loaded(run: StoredRun, steps: int = MIN_STEPS, unread: str | None = None) ->
     ]
     criteria = {"rub_1": CRITERIA}
     if unread is not None:
-        figures = GroupFigures(1000.0, [None], [None], 0, reasons=["not_supported"])
-        groups.append(RunGroup("unread", 0, unread, "judge", False, figures))
+        figures = GroupFigures(1000.0, [None] * 16, [None] * 16, 0, reasons=["not_supported"] * 16)
+        groups += [
+            RunGroup(f"unread{step}", step, unread, "judge", False, figures)
+            for step in range(steps)
+        ]
         criteria[unread] = (Criterion("c1", "It is heard.", 1),)
     return LoadedRun(run, RunHistory(groups), criteria, [])
 
@@ -143,6 +146,8 @@ async def test_criteria_with_findings_come_first_and_name_them(scoring: Scoring)
     await put(scoring, "run")
     histories = Made(scoring.store.runs, unread="rub_2")
     service = runs.RunService(scoring.store.runs, scoring.store.budgets, histories)
+    kinds = {(each.kind, each.criterion) for each in (await service.findings(RED, "run")).data}
+    assert ("unknown", None) in kinds
     found = await service.criteria(RED, "run")
     listed = [(each.text, each.findings, each.total.judged) for each in found.data]
     rollouts = 16 * MIN_STEPS

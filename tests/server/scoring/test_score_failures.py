@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from fakes.processes import PATIENCE_S
 from markscheme.vocabulary import UnscoredReason
@@ -19,6 +20,7 @@ from markscheme_server.judge.base import (
     Verification,
     VerifyTask,
 )
+from markscheme_server.judge.queue import CallQueue
 from markscheme_server.rules.judge import BuiltinJudge
 from markscheme_server.scoring import verdicts
 from markscheme_server.scoring.rubrics import ResolvedRubric, RubricService
@@ -28,6 +30,7 @@ from server.scoring.in_process import (
     CHECKED,
     PROMPT,
     RED,
+    Model,
     Scoring,
     group_request,
     in_an_hour,
@@ -92,7 +95,7 @@ async def test_a_criterion_that_was_judged_meanwhile_is_not_asked_about_again(
 async def test_replies_that_come_after_the_lease_are_not_stored_and_the_question_is_asked_again(
     scoring: Scoring,
 ) -> None:
-    """The process is late with one of two calls, and no other has the answer."""
+    """Another process took the question over, and gave it up."""
     rubric = await scoring.rubric(TWO)
     scoring.model.max_criteria = 1
     claims, late = scoring.store.claims, []
@@ -100,7 +103,7 @@ async def test_replies_that_come_after_the_lease_are_not_stored_and_the_question
     async def slow(task: VerifyTask) -> Verification:
         if not late:
             late.append(task)
-            # The lease ends, and another process asks.
+            # As the other process would, under a name of ours.
             await scoring.expire_claims()
             (key,) = claims._fences
             await claims.acquire(key)
@@ -111,6 +114,7 @@ async def test_replies_that_come_after_the_lease_are_not_stored_and_the_question
     scoring.model.verify_as = slow
     score = await scoring.score("good", rubric=rubric)
     assert score.rollouts[0].reward == 1.0
+    assert len(scoring.model.asked) > 2
     async with scoring.store.database.reading(ALL_TEAMS) as connection:
         count = sa.select(sa.func.count()).select_from(stored_verdicts)
         assert (await connection.execute(count)).scalar_one() == 2
@@ -191,3 +195,20 @@ async def test_an_induced_rubric_is_replaced_after_its_uses_in_a_run(scoring: Sc
     # `Freshness.max_uses` is 2.
     assert origins == ["induced", "reused", "induced", "reused"]
     assert len(scoring.model.inductions) == 2
+
+
+async def test_a_group_whose_teacher_has_a_full_queue_is_unscored_and_says_so(
+    scoring: Scoring,
+) -> None:
+    teacher = Model("teacher")
+    teacher.gateway.reserve = CallQueue(0).reserve
+    teacher.gateway.reserve(1, "red")
+    scoring.judges._by_name["teacher"] = teacher  # type: ignore[index]
+    scoring.judges._roles["teacher"] = "teacher"  # type: ignore[index]
+    with capture_logs() as logs:
+        score = await scoring.score("good", ask_teacher=1)
+    assert (score.rollouts[0].reward, score.rollouts[0].reason) == (None, "unavailable")
+    assert score.error is not None
+    assert "waiting already; try again later" in score.error.message
+    assert [each["event"] for each in logs] == ["group_unscored"]
+    assert (teacher.sampled, scoring.model.inductions) == (0, [])
