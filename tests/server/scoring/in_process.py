@@ -122,6 +122,13 @@ class Scoring:
             store.run_groups, store.rubrics, self.verdicts, self.judges, timeout_s=60, checks_s=60
         )
 
+    async def aclose(self) -> None:
+        """Stop as a process does, so that nothing uses the store when it is closed."""
+        for service in (self.rollouts, self.rubrics, self.verdicts, self.shadow):
+            await service.drain(PATIENCE_S)
+        await self.store.drain()
+        await self.store.close()
+
     def shadowed(self, second: Judge | None, share: float = 0.0) -> ShadowService:
         """Return a service that asks a second judge, and judges again, for a share of texts."""
         return ShadowService(
@@ -190,7 +197,7 @@ async def until(look: Callable[[], Awaitable[object]]) -> None:
         while True:
             if await look():
                 return
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
 
 
 def in_an_hour() -> Deadline:

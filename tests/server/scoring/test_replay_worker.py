@@ -24,7 +24,7 @@ from server.scoring.in_process import Scoring, is_good
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_worker, "POLL_S", 0.02)
+    monkeypatch.setattr(replay_worker, "POLL_S", 0.05)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def ended(scoring: Scoring, replay: StoredReplay, state: str) -> StoredRep
             assert found is not None
             if found.state == state:
                 return found
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
 
 
 async def results(scoring: Scoring, replay: StoredReplay) -> list[list[float | None]]:

@@ -20,7 +20,7 @@ from server.scoring.in_process import RED, Scoring, until
 async def service(
     scoring: Scoring, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ReplayService]:
-    monkeypatch.setattr(replay_worker, "POLL_S", 0.02)
+    monkeypatch.setattr(replay_worker, "POLL_S", 0.05)
     store = scoring.store
     worker = ReplayWorker(store.replays, store.claims, scoring.replayer)
     yield ReplayService(

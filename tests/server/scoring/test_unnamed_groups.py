@@ -107,9 +107,11 @@ async def test_a_caller_that_leaves_before_its_place_is_known_takes_none(
         assert (await connection.execute(sa.select(gathered_rollouts))).all() == []
 
 
-async def test_a_process_that_is_new_finds_the_last_group_of_many(scoring: Scoring) -> None:
-    rubric, first = await scoring.rubric(), unnamed(scoring)
-    count = unnamed_groups._AHEAD + 1
+async def test_a_process_that_is_new_finds_the_last_group_of_many(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unnamed_groups, "_AHEAD", 2)
+    rubric, first, count = await scoring.rubric(), unnamed(scoring), 3
     for number in range(count):
         assert await send(first, rubric, f"good {number}") == 1.0
     assert await send(unnamed(scoring), rubric, "bad") == 0.0
