@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fakes.processes import PATIENCE_S
 from markscheme.vocabulary import BudgetWindow
 from markscheme_server.domain.findings.series import MIN_STEPS
 from markscheme_server.domain.group_figures import GroupFigures
@@ -67,6 +68,12 @@ async def put(scoring: Scoring, *names: str) -> list[StoredRun]:
         assert run is not None
         found.append(run)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no list leave findings out because the machine is busy."""
+    monkeypatch.setattr(runs, "FINDINGS_BUDGET_S", PATIENCE_S)
 
 
 @pytest.fixture
