@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 
 from markscheme.exchange.base import ConversionIssues, Malformed, excerpt
+from markscheme.exchange.paths import decode
 from markscheme.exchange.values import require
 
 _VARIABLE = re.compile(r"\{\{-?\s*([\w.]+)\s*-?\}\}")
@@ -117,9 +118,10 @@ def placed_rows(config: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     rows = []
     for place, test in _tests(config):
         merged = _merged(default, test)
-        own, shared = test.get("assert") or [], default.get("assert") or []
-        if isinstance(own, list) and isinstance(shared, list):
-            merged["assert"] = [_resolve(each, config) for each in (*own, *shared)]
+        joined = _join(test.get("assert"), default.get("assert"))
+        merged["assert"] = (
+            [_resolve(each, config) for each in joined] if isinstance(joined, list) else joined
+        )
         for variant in _variants(merged):
             for prompt in prompts:
                 text = prompt.get("raw", prompt.get("id")) if isinstance(prompt, dict) else prompt
@@ -141,9 +143,7 @@ def _tests(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
                 [{}] if tests is None else _objects(tests, f"{here}.tests"), 1
             ):
                 merged = _merged(case, test)
-                first, second = case.get("assert") or [], test.get("assert") or []
-                if isinstance(first, list) and isinstance(second, list):
-                    merged["assert"] = [*first, *second]
+                merged["assert"] = _join(case.get("assert"), test.get("assert"))
                 yield f"scenario {number}, test {position}", merged
 
 
@@ -165,6 +165,23 @@ def _merged(default: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, An
         if isinstance(default.get(name), dict) and isinstance(test.get(name), dict):
             merged[name] = default[name] | test[name]
     return merged
+
+
+def _join(*parts: Any) -> Any:
+    """Return the assertions of all parts, of which each may be a list or one assertion.
+
+    A part that is neither is returned by itself, so that its test alone is refused.
+    """
+    joined: list[Any] = []
+    for part in parts:
+        found = decode(part)
+        if isinstance(found, dict):
+            joined.append(found)
+        elif isinstance(found, list):
+            joined += found
+        elif found is not None:
+            return part
+    return joined
 
 
 def _resolve(assertion: Any, config: Mapping[str, Any]) -> Any:

@@ -173,14 +173,12 @@ def _latency(name: str, share: float) -> float | None:
         for sample in family.samples
         if sample.name.endswith("_bucket") and labels.items() <= sample.labels.items()
     }
-    total = counts.get(math.inf, 0)
+    total = counts.pop(math.inf, 0)
     if not total:
         return None
     below, low = 0.0, 0.0
     for limit, count in sorted(counts.items()):
         if count >= share * total:
-            if limit == math.inf:
-                return None
             return low + (limit - low) * (share * total - below) / (count - below)
         below, low = count, limit
     return None

@@ -84,7 +84,8 @@ class ReplayService:
             try:
                 planned = await self._groups.plan(replay, group.id)
             except ReplayFailed as error:
-                raise Unprocessable(str(error), code="judge_gone", param="judge") from error
+                # Its judges were found above, and the service's do not change.
+                raise NotFound(str(error), code="rubric_not_found", param="rubric_id") from error
             if planned is None:
                 continue
             found += 1

@@ -290,11 +290,10 @@ def _budget(budget: Budget) -> BudgetFigures:
 
 def _ends_in_s(budget: Budget) -> float | None:
     since = budget.since.astimezone(UTC)
-    match budget.window:
-        case "day":
-            end = since + timedelta(days=1)
-        case "month":
-            end = (since.replace(day=1) + timedelta(days=32)).replace(day=1)
-        case "total":
-            return None
+    if budget.window == "total":
+        return None
+    if budget.window == "day":
+        end = since + timedelta(days=1)
+    else:
+        end = (since.replace(day=1) + timedelta(days=32)).replace(day=1)
     return max(0.0, (end - now()).total_seconds())

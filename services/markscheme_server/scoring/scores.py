@@ -32,7 +32,7 @@ from markscheme_server.domain.trajectory import (
     unsupported_in,
 )
 from markscheme_server.domain.verdict import verdict_string
-from markscheme_server.errors import NotFound, TooLarge
+from markscheme_server.errors import NotFound, TooLarge, Unavailable
 from markscheme_server.judge.base import Judge, JudgeFailure, StudentResponse
 from markscheme_server.judge.queue import QueueReservation
 from markscheme_server.judge.replies import MAX_CRITERIA
@@ -442,9 +442,6 @@ class ScoreService:
         except JudgeFailure as failure:
             log.info("group_unscored", reason=failure.reason)
             return GroupResult(unscored_group(lookup.group, failure), context.usage)
-        except TimeoutError:
-            timeout = JudgeFailure(UnscoredReason.TIMEOUT, "the request's time ran out")
-            return GroupResult(unscored_group(lookup.group, timeout), context.usage)
         except Exception as error:
             if is_outage(error):
                 raise  # it concerns all groups: the caller should send the batch again
@@ -470,7 +467,11 @@ class ScoreService:
         self, batch: Batch, lookup: GroupLookup, context: CallContext
     ) -> SampleResult:
         ref, count = lookup.ref, batch.request.ask_teacher
-        return await self._teachers.ensure(ref.team, lookup.prompt, count, context, ref.run_id)
+        try:
+            return await self._teachers.ensure(ref.team, lookup.prompt, count, context, ref.run_id)
+        except Unavailable as full:
+            # The batch was admitted: a full queue of the teacher concerns this group only.
+            raise JudgeFailure(UnscoredReason.UNAVAILABLE, str(full)) from full
 
     def _assign(
         self, batch: Batch, lookup: GroupLookup, rubric: ResolvedRubric

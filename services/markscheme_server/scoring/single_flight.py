@@ -62,13 +62,9 @@ class SingleFlight(Generic[T]):
         finally:
             flight.waiters -= 1
             if not flight.waiters and not flight.task.done():
-                # Dropped first: the next caller must start anew, not join a cancelled task.
-                self._drop(key, flight)
+                # Deleted first: the next caller must start anew, not join a cancelled task.
+                del self._flights[key]
                 flight.task.cancel()
-
-    def _drop(self, key: str, flight: _Flight[T]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
 
     def _forget(self, key: str, done: "asyncio.Task[T]") -> None:
         self._tasks.discard(done)

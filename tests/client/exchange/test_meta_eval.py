@@ -67,3 +67,17 @@ def test_rows_of_a_prompt_are_together_and_others_by_themselves() -> None:
         (3, [{"prompt": "b"}]),
         (5, [{"x": 2}]),
     ]
+
+
+@pytest.mark.parametrize("change", [{"completion_id": 3}, {"completion_id": "none of these"}])
+def test_a_label_without_its_completion_is_written_without_it(change: dict[str, Any]) -> None:
+    made = rubric_of(load([ROW], FORMAT))
+    (criterion,) = made.criteria
+    (label,) = criterion.metadata[FORMAT]["labels"]
+    metadata = {FORMAT: criterion.metadata[FORMAT] | {"labels": [label | change]}}
+    edited = made.model_copy(
+        update={"criteria": [criterion.model_copy(update={"metadata": metadata})]}
+    )
+    (row,) = dump(edited, FORMAT).content
+    assert "completion" not in row
+    assert row == {name: value for name, value in ROW.items() if name != "completion"} | change
