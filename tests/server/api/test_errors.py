@@ -237,3 +237,16 @@ def test_an_error_that_nobody_expects_tells_nothing_of_itself(
     assert answer.json()["error"]["code"] == "internal"
     assert "1234" not in answer.text
     assert answer.headers["x-request-id"] == "req-of-mine"
+
+
+def test_a_request_whose_time_runs_out_may_be_sent_again(
+    serve: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run_out(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(RubricLibrary, "get", run_out)
+    answer = httpx.get(f"{serve()}/v1/rubrics/rub_1")
+    shaped(answer, 503)
+    assert (answer.json()["error"]["code"], answer.headers["Retry-After"]) == ("timeout", "1")
+    assert answer.json()["error"]["message"] == "the request's time ran out"
