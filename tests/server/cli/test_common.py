@@ -38,11 +38,13 @@ def test_a_command_that_migrates_an_older_database_says_so_once(tmp_path: Path) 
     assert "note:" not in second.stderr
 
 
-def test_two_urls_that_name_two_databases_are_refused(tmp_path: Path) -> None:
+def test_two_urls_that_name_two_databases_are_refused(
+    tmp_path: Path, migrated_sqlite: Path
+) -> None:
     (tmp_path / "used.db").touch()
     settings = {
         "database_url": f"sqlite:///{tmp_path / 'used.db'}",
-        "migration_url": f"sqlite:///{tmp_path / 'migrated.db'}",
+        "migration_url": f"sqlite:///{migrated_sqlite}",
     }
     done = command("migrate", directory=tmp_path, settings=settings)
     assert (done.returncode, done.stdout) == (1, "")

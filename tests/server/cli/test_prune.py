@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator
@@ -21,7 +22,6 @@ from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance.batch_delete import Batch
-from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, verdicts
@@ -29,13 +29,11 @@ from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
     """Create a home with two old verdicts and a new one."""
 
     async def fill() -> None:
-        url = f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}"
-        await prepare(url)
-        store = Store(url)
+        store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
         for name in "abc":
             await store.verdicts.save(
                 JudgeReply(
@@ -60,6 +58,7 @@ def home(tmp_path: Path) -> Path:
                             )
         await store.close()
 
+    shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
     asyncio.run(fill())
     return tmp_path
 

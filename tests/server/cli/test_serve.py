@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,20 +21,27 @@ from server.organisation import PEPPER
 
 
 @pytest.fixture
+def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
+    """Create a folder with a database, as ``migrate`` leaves it."""
+    shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
+    return tmp_path
+
+
+@pytest.fixture
 def taken() -> Iterator[int]:
     """Listen on a port, so that a service which got that far ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
-def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path, taken: int) -> None:
+def test_an_address_that_cannot_be_listened_on_is_named(home: Path, taken: int) -> None:
     for host, port, reason in (
         ("127.0.0.1", taken, "Address already in use"),
         ("192.0.2.1", 0, "Cannot assign requested address"),
     ):
         words = ("serve", "--host", host, "--port", str(port))
-        settings = {"home": tmp_path, "api_key": "k" * 40}
-        done = command(*words, directory=tmp_path, settings=settings)
+        settings = {"home": home, "api_key": "k" * 40}
+        done = command(*words, directory=home, settings=settings)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.splitlines()[-1] == (
             f"cannot listen on {host}:{port}: {reason}; choose another with --host or --port"
@@ -52,7 +60,7 @@ def test_a_key_that_is_not_set_is_named_before_anything_is_made(tmp_path: Path) 
 
 
 def test_a_probe_asks_each_judge_stores_what_it_enforces_and_leaves_the_teacher_alone(
-    tmp_path: Path, judge: ScriptedJudge, taken: int
+    home: Path, judge: ScriptedJudge, taken: int
 ) -> None:
     def script(request: dict[str, Any], _number: int) -> str | int:
         schema = request.get("response_format", {}).get("json_schema", {}).get("schema", {})
@@ -60,20 +68,20 @@ def test_a_probe_asks_each_judge_stores_what_it_enforces_and_leaves_the_teacher_
 
     judge.script = script
     settings = {
-        "home": tmp_path,
+        "home": home,
         "judge_base_url": judge.url,
         "judge_model": "m",
         "teacher_base_url": judge.url,
         "teacher_model": "t",
     }
     words = ("serve", "--probe", "--port", str(taken))
-    done = command(*words, directory=tmp_path, settings=settings)
+    done = command(*words, directory=home, settings=settings)
     assert "ok  judge default: structured output: json_schema: enforced" in done.stderr
     assert [request["model"] for request in judge.requests] == ["m"]
     assert "weather" in text_of(judge.requests[0])
 
     async def stored() -> str | None:
-        store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
+        store = Store(f"sqlite+aiosqlite:///{home / 'markscheme.db'}")
         try:
             probe = await store.probes.find(judge.url.removeprefix("http://"), "m")
             return probe and probe.json_schema
@@ -83,14 +91,14 @@ def test_a_probe_asks_each_judge_stores_what_it_enforces_and_leaves_the_teacher_
     assert asyncio.run(stored()) == "enforced"
 
     judge.script = lambda request, number: 401
-    done = command(*words, directory=tmp_path, settings=settings)
+    done = command(*words, directory=home, settings=settings)
     assert "FAILED  judge default: the judge refused the key" in done.stderr
     # It serves all the same: scores wait for a judge, pages and rubrics do not.
     assert "cannot listen" in done.stderr
 
 
 def test_beyond_loopback_a_key_is_asked_for_even_of_a_database_that_has_none(
-    tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Settings] = []
 
@@ -99,21 +107,20 @@ def test_beyond_loopback_a_key_is_asked_for_even_of_a_database_that_has_none(
         listener.close()
 
     monkeypatch.setattr(server, "run_one", remember)
-    settings = {"home": tmp_path, "key_pepper": PEPPER}
+    settings = {"home": home, "key_pepper": PEPPER}
     for words in (
-        ("migrate",),
         ("keys", "create", "--team", "default", "--scope", "read"),
         ("serve", "--host", "0.0.0.0", "--port", "0"),
     ):
-        done = command(*words, directory=tmp_path, settings=settings)
+        done = command(*words, directory=home, settings=settings)
         assert done.returncode == 0, done.stderr
-    (tmp_path / "markscheme.db").write_bytes(migrated_sqlite.read_bytes())
+    shutil.copy(migrated_sqlite, home / "markscheme.db")
     with running(served[0]) as url:
         assert httpx.get(f"{url}/v1/rubrics").status_code == 401
 
 
 def test_workers_that_cannot_start_end_the_command_in_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_settings: Settings, _level: str, listener: socket.socket, _ready: Any) -> None:
         listener.close()
@@ -121,7 +128,7 @@ def test_workers_that_cannot_start_end_the_command_in_words(
 
     monkeypatch.setattr(server, "run_workers", fail)
     done = command(
-        "serve", "--port", "0", "--workers", "2", directory=tmp_path, settings={"home": tmp_path}
+        "serve", "--port", "0", "--workers", "2", directory=home, settings={"home": home}
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "a worker could not start; the log above says why" in done.stderr
