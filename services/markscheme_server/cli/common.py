@@ -85,6 +85,8 @@ def read_settings() -> Settings:
         field = re.search(r'"(\w+)"', str(error))
         name = f"MARKSCHEME_{field[1].upper()}" if field else "a variable"
         fail(f"{name} is not known; docs/configuration.md has those of a judge and a teacher")
+    except UnicodeDecodeError:
+        fail(f"{file} is not UTF-8")
     except ValueError as error:  # of a file that holds a secret
         fail(str(error))
     _log_files(file, settings)
