@@ -396,9 +396,10 @@ def _with_secret_files(variables_: Mapping[str, str | None]) -> dict[str, str | 
         if path:
             try:
                 found[name] = Path(path).read_text("utf-8").strip()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
                 raise ValueError(
-                    f"cannot read {path}: {error.strerror}; check {name.upper()}_FILE"
+                    f"cannot read {path}: {reason}; check {name.upper()}_FILE"
                 ) from error
     return found
 

@@ -240,10 +240,10 @@ class JudgeSettings(JudgeOptions):
     def temperature_of(self, role: Role) -> float | None:
         """Return the temperature to send for a role; `None`: send none."""
         own: Temperature = getattr(self, f"{role}_temperature")
-        for stated in (own, self.temperature, _TEMPERATURES[role]):
-            if stated is not None:
-                return None if stated == "default" else stated
-        return None
+        stated = self.temperature if own is None else own
+        if stated is None:
+            return _TEMPERATURES[role]
+        return None if stated == "default" else stated
 
     def sets_temperature(self, role: Role) -> bool:
         """Return whether the operator set the temperature of a role."""

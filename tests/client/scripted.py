@@ -49,6 +49,42 @@ SUMMARY = {
     "counts": {"rollouts": 1, "scored": 0, "unscored": 1},
     "usage": {"judge_calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "cached_verdicts": 0},
 }
+RUN: dict[str, Any] = {
+    "object": "run",
+    "id": "support-7b-ropd-with-a-rather-long-name-2026-11-27-b3",
+    "team": "default",
+    "state": "running",
+    "reason": None,
+    "facts": {},
+    "steps": 2000,
+    "first_step": 0,
+    "last_step": 999,
+    "created_at": "2026-11-27T00:00:00Z",
+    "last_scored_at": "2026-11-27T04:00:00Z",
+    "groups": 4000,
+    "rollouts": 32000,
+    "unscored": 640,
+    "reward_first": 0.44,
+    "reward_now": 0.70,
+    "teacher": 0.85,
+    "curve": [0.44, None, *([0.6] * 38)],
+    "cost_usd": 15.05,
+    "saved_usd": 2.5,
+    "unpriced_calls": 0,
+    "findings": {"alarm": 1, "watch": 2},
+}
+RUN_DETAIL = RUN | {
+    "reasons": {"unavailable": 640},
+    "judges": ["m"],
+    "rubrics": 3,
+    "truncated": 10,
+    "flat_groups": 2,
+    "comparable_groups": 3900,
+    "second_judge": 0,
+    "second_judge_now": None,
+    "projected_usd": 30.1,
+    "pruned_until": None,
+}
 HEARTBEAT = {"object": "heartbeat"}
 
 
@@ -95,7 +131,8 @@ class ScriptedService:
                 self._answer(None)
 
             def do_POST(self) -> None:
-                self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                body = self.rfile.read(int(self.headers["content-length"] or 0))
+                self._answer(json.loads(body) if body else None)
 
             def _answer(self, body: Any) -> None:
                 with lock:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from fakes.shell import command
 from markscheme_server.config import Settings
 
 FILE = """
@@ -194,3 +195,66 @@ def test_a_price_is_a_finite_number_of_dollars(
         ValueError, match=f"{name}: .*(finite number|greater than or equal|less than or equal)"
     ):
         settings(config=written(tmp_path, f'[judges.x]\nmodel = "m"\n{name} = {stated}\n')).judges  # noqa: B018
+
+
+def test_a_secret_is_read_from_the_file_that_its_variable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("sk-of-a-file\n")
+    monkeypatch.setenv("MARKSCHEME_JUDGE_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("MARKSCHEME_JUDGE_MODEL", "m")
+    key = settings().key_of("default")
+    assert key is not None
+    assert key.get_secret_value() == "sk-of-a-file"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none", "No such file or directory"), ("latin", "it is not UTF-8")]
+)
+def test_a_secret_file_that_cannot_be_read_is_named_with_its_variable(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    file = tmp_path / name
+    done = command("teams", "list", directory=tmp_path, settings={"key_pepper_file": file})
+    assert (done.returncode, done.stdout) == (1, "")
+    said = f"cannot read {file}: {reason}; check MARKSCHEME_KEY_PEPPER_FILE"
+    assert done.stderr.splitlines() == [said]
+
+
+@pytest.mark.parametrize(
+    ("stated", "used"),
+    [
+        ("postgresql://u@db/m", "postgresql+asyncpg://u:p%40ss@db/m"),
+        ("postgresql+asyncpg://u@db/m", "postgresql+asyncpg://u:p%40ss@db/m"),
+    ],
+)
+def test_the_password_of_the_database_may_be_set_apart_from_its_url(stated: str, used: str) -> None:
+    found = settings(database_url=stated, database_password="p@ss")
+    assert found.sqlalchemy_url == used
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ('{"X-Tenant": "red"', "MARKSCHEME_JUDGE_EXTRA_HEADERS: this is not JSON: "),
+        (
+            '{"authorization": "Bearer x"}',
+            "extra_headers must not hold Authorization: the key goes into api_key_env",
+        ),
+    ],
+)
+def test_headers_of_a_variable_that_cannot_be_sent_are_refused(
+    headers: str, words: str, tmp_path: Path
+) -> None:
+    variables = {"home": tmp_path, "judge_model": "m", "judge_extra_headers": headers}
+    done = command("teams", "list", directory=tmp_path, settings=variables)
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_headers_of_a_variable_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKSCHEME_JUDGE_BASE_URL", "http://judge/v1")
+    monkeypatch.setenv("MARKSCHEME_JUDGE_MODEL", "m")
+    monkeypatch.setenv("MARKSCHEME_JUDGE_EXTRA_HEADERS", '{"X-Tenant": "red"}')
+    assert settings().judges["default"].extra_headers == {"X-Tenant": "red"}

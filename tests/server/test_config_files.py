@@ -103,6 +103,13 @@ def test_a_variable_for_all_of_a_teacher_is_said_to_be_none(folder: Path) -> Non
     )
 
 
+def test_a_file_of_another_encoding_is_named(folder: Path) -> None:
+    (folder / "latin.env").write_bytes(b"MARKSCHEME_JUDGE_MODEL=\xe9\n")
+    done = run("teams", "list", "--env-file", "latin.env", folder=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == "latin.env is not UTF-8"
+
+
 def test_a_file_that_is_named_and_not_there_is_an_error(folder: Path) -> None:
     done = run("migrate", "--env-file", "absent", folder=folder)
     assert done.returncode == 2

@@ -120,9 +120,14 @@ app.add_typer(runs, name="runs")
 app.add_typer(rubrics, name="rubrics")
 
 
-def _add_missing(name: str, extra: str) -> None:
-    """Register a command that only says which extra it needs."""
-    hint = f"'markscheme {name}' needs the {extra} extra: pip install 'markscheme[{extra}]'"
+def _add_missing(name: str, error: ImportError) -> None:
+    """Register a command that only says which extra it needs, or why it cannot be loaded."""
+    extra = COMMANDS[name].extra if name in COMMANDS else ""
+    hint = f"'markscheme {name}' " + (
+        f"needs the {extra} extra: pip install 'markscheme[{extra}]'"
+        if extra
+        else f"cannot be loaded: {error}"
+    )
 
     def command() -> None:
         typer.echo(hint, err=True)
@@ -146,14 +151,11 @@ def main() -> None:
             continue
         try:
             command = point.load()
-        except ImportError:
-            _add_missing(point.name, COMMANDS[point.name].extra)
+        except ImportError as error:
+            _add_missing(point.name, error)
             continue
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=point.name)
         else:
             app.command(point.name)(command)
-    try:
-        app()
-    except BrokenPipeError:
-        sys.exit(1)
+    app()

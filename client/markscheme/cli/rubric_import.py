@@ -31,7 +31,6 @@ from markscheme.importing import (
     describe,
     read_rubric_file,
 )
-from markscheme.jsonl import LineError
 from markscheme.schema import Tag
 from markscheme.vocabulary import EXCHANGE_FORMATS, MAP_FIELDS, ExchangeFormat, MapField
 
@@ -243,8 +242,6 @@ async def _import_one(
         found = importer.read(content)
         await importer.start()
         answer, existed = await importer.send(content)
-    except LineError as error:
-        raise ValueError(f"{path}, {error}") from None
     except (ValueError, InvalidRequest) as error:
         raise ValueError(f"{path}: {_with_advice(describe(error))}") from error
     importer.add_references(found, row.place)

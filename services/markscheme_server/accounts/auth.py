@@ -257,8 +257,7 @@ class Authenticator:
         """
         prefix = (await self._find_named(named)).prefix
         key = await self._store.revoke(prefix, actor)
-        if key is None:
-            raise _no_key()
+        assert key is not None  # keys are marked, never deleted
         log.info("key_revoked", key=prefix, team=key.team)
         return key
 

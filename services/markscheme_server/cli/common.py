@@ -85,6 +85,10 @@ def read_settings() -> Settings:
         field = re.search(r'"(\w+)"', str(error))
         name = f"MARKSCHEME_{field[1].upper()}" if field else "a variable"
         fail(f"{name} is not known; docs/configuration.md has those of a judge and a teacher")
+    except UnicodeDecodeError:
+        fail(f"{file} is not UTF-8")
+    except ValueError as error:  # of a file that holds a secret
+        fail(str(error))
     _log_files(file, settings)
     if settings.database_url is None:
         # The default database lies in this folder, so that its permissions are ours to set.
@@ -158,7 +162,7 @@ def name_database(settings: Settings) -> str:
     url = make_url(settings.sqlalchemy_url)
     if settings.is_sqlite:
         return str(Path(url.database or "").absolute())
-    shown = url.set(drivername=url.get_backend_name(), password=None, query={})
+    shown = url.set(drivername=url.get_backend_name(), query={})
     return shown.render_as_string()
 
 

@@ -73,7 +73,8 @@ def serve(
     try:
         listener = server.listen(host, port)
     except OSError as error:
-        fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port")
+        said = str(error.strerror).partition(" (while")[0]  # the rest is the address again
+        fail(f"cannot listen on {host}:{port}: {said}; choose another with --host or --port")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
 

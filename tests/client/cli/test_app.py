@@ -1,16 +1,22 @@
 """The commands as a person runs them."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+
+import pytest
 
 from fakes import shell
 from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
 from fakes.processes import COMMAND, command
 from markscheme import __version__
+from markscheme.cli import app as cli
 
 ROWS = [
     {
@@ -122,3 +128,56 @@ def test_settings_that_cannot_work_are_explained(tmp_path: Path) -> None:
 def test_the_version_is_printed() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"markscheme {__version__}\n")
+
+
+def test_commands_of_other_packages_come_last_and_a_broken_one_takes_no_other_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [
+        EntryPoint("hello", "platform:python_version", cli.ENTRY_POINTS),
+        EntryPoint("broken", "no_such_module:command", cli.ENTRY_POINTS),
+    ]
+    monkeypatch.setattr(cli, "entry_points", lambda group: found)
+    listed = run("--help")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.partition("\nOther:\n")[2].split()[:2] == ["hello", "broken"]
+    assert run("hello").returncode == 0
+    broken = run("broken", "--any", "option")
+    assert (broken.returncode, broken.stderr) == (
+        1,
+        "'markscheme broken' cannot be loaded: No module named 'no_such_module'\n",
+    )
+
+
+def test_a_reader_that_left_ends_it_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["markscheme", "--version"])
+    reading, writing = os.pipe()
+    os.close(reading)
+    output = os.fdopen(writing, "w")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # both are replaced by what hears no errors
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    with contextlib.suppress(BrokenPipeError):
+        output.close()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"MARKSCHEME_URL": "ftp://x"}, "--url (or MARKSCHEME_URL): "),
+        ({"MARKSCHEME_API_KEY": "ключ"}, "MARKSCHEME_API_KEY"),
+    ],
+)
+@pytest.mark.parametrize("words", [("runs",), ("rubrics", "import", "r.jsonl")])
+def test_an_address_or_a_key_that_cannot_be_used_is_named(
+    words: tuple[str, ...], variables: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "p"}\n')
+    done = shell.run(*words, directory=tmp_path, variables=os.environ | variables)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from client.scripted import Reply, ScriptedService
+from client.scripted import RUN_DETAIL, Reply, ScriptedService
 from fakes.shell import command
 from markscheme import Client
+from markscheme.cli import replay
 from markscheme.cli.app import app
 from markscheme.cli.runs import INTERRUPTED
 
@@ -146,3 +147,55 @@ def test_a_replay_of_another_run_is_not_cancelled(scripted: ScriptedService) -> 
     assert done.exit_code == 1
     assert "is not one of the run night-2" in done.output
     assert len(scripted.asked) == 1
+
+
+def test_a_replay_is_cancelled_and_its_state_is_said(scripted: ScriptedService) -> None:
+    cancelled = REPLAY | {"state": "cancelled"}
+    scripted.replies = [Reply(lines=[DETAIL]), Reply(lines=[cancelled])]
+    done = invoke(scripted, "night-1", "--cancel", "rpl_1")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout == "rpl_1  judge strong  1 of 4 groups  $0.50  cancelled\n"
+
+
+def test_a_pause_is_said_once_and_the_result_is_the_services_as_json(
+    scripted: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    paused = DETAIL | {"state": "paused", "reason": "the budget is spent"}
+    ended = DETAIL | {"state": "finished", "done": 4}
+    scripted.replies = [
+        Reply(lines=[each]) for each in (ESTIMATE, REPLAY, DETAIL, paused, paused, ended)
+    ]
+    done = invoke(scripted, "night-1", "--judge", "strong", "--json")
+    assert done.exit_code == 0
+    assert done.stderr.count("paused: the budget is spent") == 1
+    assert json.loads(done.stdout) == ended
+
+
+def test_criteria_that_flip_are_shown_the_first_of_many(
+    scripted: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "CRITERIA_SHOWN", 2)
+    met = {"met_before": 5, "judged_before": 9, "met_after": 2, "judged_after": 9}
+    flips = [
+        met | {"key": f"k{i}", "text": f"It is {i}.", "lost": 3, "gained": 0, "pairs": 9, "p": p}
+        for i, p in enumerate((0.25, None, 0.01, 0.02))
+    ]
+    comparison = COMPARISON | {"criteria": flips}
+    ended = DETAIL | {"state": "finished", "unpriced_calls": 2, "comparison": comparison}
+    scripted.replies = [Reply(lines=[ESTIMATE]), Reply(lines=[REPLAY]), Reply(lines=[ended])]
+    lines = invoke(scripted, "night-1", "--judge", "strong").stdout.splitlines()
+    assert "$0.50 and 2 calls without a price  finished" in lines[0]
+    assert [line for line in lines if "It is" in line] == [
+        "−3 +0 of 9 (p 0.25)  It is 0.",
+        "−3 +0 of 9 (p not known)  It is 1.",
+    ]
+    assert "2 more criteria have flips: see the page" in lines
+
+
+def test_a_list_that_is_cut_off_says_so(scripted: ScriptedService) -> None:
+    page = {"object": "list", "data": [REPLAY], "has_more": True}
+    scripted.replies = [Reply(lines=[RUN_DETAIL]), Reply(lines=[page])]
+    done = invoke(scripted, "night-1")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "there are more than are shown"

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from client.scripted import RUBRIC, Reply, ScriptedService, refusal
 from fakes.shell import command
 from markscheme import AsyncClient, Client
+from markscheme.cli import rubric_import
 from markscheme.exchange.paths import same
 from markscheme.importing import CONCURRENCY, FileRow, ImportReport, RubricImporter
 
@@ -304,6 +306,57 @@ def test_a_file_of_no_known_format_says_what_it_has_and_what_to_do(
         "r.jsonl, line 2: none of the known formats looks like this (its fields are 'b'): say "
         "which it is with --format, or where its parts are with --map" in done.stderr
     )
+
+
+def test_of_very_many_rows_that_fail_the_rest_is_counted(
+    bring: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rubric_import, "SHOWN_PROBLEMS", 2)
+    bad = rows("rar")[0] | {"question": None}
+    (tmp_path / "r.jsonl").write_text(f"{json.dumps(bad)}\n" * 5)
+    done = bring("r.jsonl", "--format", "rar")
+    assert done.returncode == 1
+    assert [name in done.stderr for name in ("line 2:", "line 3:")] == [True, False]
+    assert "and 3 more rows failed" in done.stderr
+    assert "0 rubrics are in the service, 5 rows failed" in done.stderr
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedService]:
+    made = ScriptedService()
+    yield made
+    made.close()
+
+
+LISTED = Reply(lines=[{"object": "list", "data": [], "has_more": False, "quality": {}}])
+IMPORTED = Reply(lines=[{"object": "rubric.imported", "rubric": RUBRIC, "losses": []}])
+
+
+def test_reference_answers_that_are_refused_leave_the_rubric_and_are_said(
+    scripted: ScriptedService, tmp_path: Path
+) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(rows("rar")[0]))
+    scripted.replies = [LISTED, IMPORTED, refusal(422, "invalid_value")]
+    words = ("rubrics", "import", "r.json")
+    done = command(*words, directory=tmp_path, settings={"url": scripted.url})
+    assert (done.returncode, done.stdout) == (1, "rub_1\n")
+    assert "r.json: its reference answers: scripted" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_ctrl_c_says_how_to_go_on(
+    suffix: str, scripted: ScriptedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(importer: RubricImporter, content: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RubricImporter, "format_of", interrupt)
+    (tmp_path / f"r.{suffix}").write_text(json.dumps(rows("rar")[0]))
+    scripted.replies = [LISTED]
+    words = ("rubrics", "import", f"r.{suffix}")
+    done = command(*words, directory=tmp_path, settings={"url": scripted.url})
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "stopped; run the command again to go on. 0 rubrics are in" in done.stderr
 
 
 async def test_an_import_that_was_stopped_goes_on_and_stores_nothing_twice(

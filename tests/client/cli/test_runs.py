@@ -8,47 +8,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client.scripted import Reply, ScriptedService, refusal
+from client.scripted import RUN, Reply, ScriptedService, refusal
+from client.scripted import RUN_DETAIL as DETAIL
+from markscheme import Client
 from markscheme.cli import runs
 from markscheme.cli.app import app
 
-ID = "support-7b-ropd-with-a-rather-long-name-2026-11-27-b3"
-RUN: dict[str, Any] = {
-    "object": "run",
-    "id": ID,
-    "team": "default",
-    "state": "running",
-    "reason": None,
-    "facts": {},
-    "steps": 2000,
-    "first_step": 0,
-    "last_step": 999,
-    "created_at": "2026-11-27T00:00:00Z",
-    "last_scored_at": "2026-11-27T04:00:00Z",
-    "groups": 4000,
-    "rollouts": 32000,
-    "unscored": 640,
-    "reward_first": 0.44,
-    "reward_now": 0.70,
-    "teacher": 0.85,
-    "curve": [0.44, None, *([0.6] * 38)],
-    "cost_usd": 15.05,
-    "saved_usd": 2.5,
-    "unpriced_calls": 0,
-    "findings": {"alarm": 1, "watch": 2},
-}
-DETAIL = RUN | {
-    "reasons": {"unavailable": 640},
-    "judges": ["m"],
-    "rubrics": 3,
-    "truncated": 10,
-    "flat_groups": 2,
-    "comparable_groups": 3900,
-    "second_judge": 0,
-    "second_judge_now": None,
-    "projected_usd": 30.1,
-    "pruned_until": None,
-}
+ID = RUN["id"]
 FINDINGS = {
     "object": "list",
     "data": [
@@ -198,3 +164,40 @@ def test_ctrl_c_ends_the_view_without_a_trace(
     done = invoke(service, "runs", "watch", ID)
     assert done.exit_code == runs.INTERRUPTED
     assert "Traceback" not in done.output
+
+
+def test_without_a_browser_the_address_is_still_there(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    service.replies = [Reply(lines=[DETAIL])]
+    done = invoke(service, "open", ID)
+    assert (done.exit_code, done.stdout) == (0, f"{service.url}/pages/runs/{ID}\n")
+    assert "there is no browser here: open the address in one" in done.stderr
+
+
+def test_watch_says_that_the_service_is_away_and_goes_on(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(runs, "connect", lambda url: Client(url, max_retries=0))
+    ended = DETAIL | {"state": "finished"}
+    looks = [Reply(lines=[DETAIL]), Reply(lines=[FINDINGS])]
+    service.replies = [*looks, refusal(503, "draining"), Reply(lines=[ended]), looks[1]]
+    done = invoke(service, "runs", "watch", ID)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("no answer at ")
+    assert "scripted" in done.stderr
+    assert "finished" in done.stdout
+
+
+def test_a_run_that_has_no_step_yet_shows_no_numbers(service: ScriptedService) -> None:
+    new = {"last_step": None, "first_step": None, "last_scored_at": None, "curve": []}
+    unknown = {"reward_first": None, "reward_now": None}
+    page = {"object": "list", "data": [RUN | new | unknown | {"findings": {}}], "has_more": False}
+    service.replies = [Reply(lines=[page])]
+    lines = invoke(service, "runs").stdout.splitlines()
+    assert [line.strip() for line in lines] == [
+        ID,
+        "running  step –  reward – → –  $15.05  never",
+    ]

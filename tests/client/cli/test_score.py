@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from client.scripted import GROUP, SUMMARY, Reply, ScriptedService, refusal
 from fakes.processes import NotYet, eventually
 from markscheme.cli.app import app
-from markscheme.cli.score import ScoredLine, drop_superseded, read_scored
+from markscheme.cli.score import ScoredLine, drop_superseded, read_scored, scored_file
 
 ROW = {"id": "g", "prompt": "p", "rollouts": ["x", "y"]}
 
@@ -165,6 +165,55 @@ def test_a_refusal_of_every_group_ends_it(
     service.replies = [refusal(422, "invalid_value")]
     assert score(rows=[ROW | {"id": f"g{i}"} for i in range(40)]).exit_code == 1
     assert len(service.asked) == 33
+
+
+def test_one_group_that_is_refused_is_not_asked_for_again(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [refusal(422, "invalid_value")]
+    done = score()
+    assert done.exit_code == 1
+    assert "scripted" in done.stderr
+    assert len(service.asked) == 1
+
+
+def test_a_rollout_may_be_the_list_of_its_messages(
+    service: ScriptedService, score: Callable[..., Result]
+) -> None:
+    service.replies = [Reply(lines=[group(rollout("r0", 0.5), rollout("r1", 1.0)), SUMMARY])]
+    messages = [{"role": "assistant", "content": "x"}]
+    assert score(rows=[ROW | {"rollouts": [messages, "y"]}]).exit_code == 0
+    (sent,) = service.asked[0][2]["groups"]
+    assert [(r.get("messages"), r.get("text")) for r in sent["rollouts"]] == [
+        (messages, None),
+        (None, "y"),
+    ]
+
+
+def test_a_file_of_scores_that_holds_something_else_is_named_and_kept(
+    service: ScriptedService, score: Callable[..., Result], tmp_path: Path
+) -> None:
+    other = '{"prompt": "p"}\n{"prompt": "q"}\n'
+    (tmp_path / "r.scored.jsonl").write_text(other)
+    done = score()
+    assert done.exit_code == 1
+    assert "r.scored.jsonl, line 1: not a scored group" in done.stderr
+    assert (tmp_path / "r.scored.jsonl").read_text() == other
+    assert service.asked == []
+
+
+def test_the_scores_of_a_folder_lie_beside_it_and_those_of_a_data_set_here(
+    service: ScriptedService, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps(ROW) + "\n")
+    service.replies = [Reply(lines=[group(rollout("r0", 0.5), rollout("r1", 1.0)), SUMMARY])]
+    done = CliRunner().invoke(app, ["score", f"{folder}/", "--url", service.url])
+    assert done.exit_code == 0, done.stderr
+    (line,) = (tmp_path / "rows.scored.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "g"
+    assert scored_file("org/name:train[:10]") == Path("org-name-train-10.scored.jsonl")
 
 
 def test_what_a_rollout_holds_that_cannot_travel_is_made_visible(

@@ -1,5 +1,6 @@
 """What the commands print fits 80 columns, and cuts no id and no key."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,54 @@ def test_usage_shows_its_keys(service: ScriptedService, columns: int, run: str) 
     for part in (run, "verifier", "re-use", "total", "123,456", "0.0123", "40"):
         assert part in text
     assert max(map(len, lines)) <= columns
+
+
+def usage_of(total: dict[str, Any], *data: dict[str, Any], truncated: bool = False) -> Reply:
+    report = {"object": "usage", "since": None, "until": None, "data": list(data), "total": total}
+    return Reply(lines=[report | {"truncated": truncated}])
+
+
+def test_usage_without_keys_is_one_line_of_figures(service: ScriptedService) -> None:
+    service.replies = [usage_of(BUCKET)]
+    heading, figures = shown(service, "usage", "--group-by", "", columns=120)
+    assert heading.split()[:2] == ["calls", "failed"]
+    assert figures.split() == ["12", "0", "123,456", "0", "3,210", "0.0123", "40", "0.0456"]
+
+
+def test_usage_says_what_is_cut_off_and_what_has_no_known_cost(service: ScriptedService) -> None:
+    total = BUCKET | {"unpriced_calls": 3}
+    service.replies = [usage_of(total, BUCKET | {"run": "a"}, truncated=True)]
+    lines = shown(service, "usage", "--group-by", "run")
+    assert "There are more rows than are shown; the total counts them all." in lines
+    assert " ".join(lines[-2:]).startswith("The cost of 3 calls is not known:")
+
+
+def test_usage_too_wide_for_a_table_is_sentences_without_zeros(service: ScriptedService) -> None:
+    busy = BUCKET | {"run": "b" * 60, "failed_calls": 2, "cached_tokens": 7}
+    idle = dict.fromkeys(BUCKET, 0) | {"cost_usd": 0.0, "saved_usd": 0.0, "run": "a", "calls": 1}
+    service.replies = [usage_of(BUCKET, busy, idle)]
+    text = " ".join(" ".join(shown(service, "usage", "--group-by", "run", columns=60)).split())
+    assert (
+        "12 calls; 2 failed; tokens 123,456 in (7 cached), 3,210 out; 0.0123 USD; "
+        "40 verdicts reused; 0.0456 USD saved a 1 calls; 0.0000 USD total" in text
+    )
+
+
+def test_usage_as_json_is_the_services_answer(service: ScriptedService) -> None:
+    answer = usage_of(BUCKET)
+    service.replies = [answer]
+    printed = json.loads("\n".join(shown(service, "usage", "--json")))
+    assert printed["total"].items() >= answer.lines[0]["total"].items()
+
+
+def test_a_lineage_that_is_cut_off_says_so(service: ScriptedService) -> None:
+    counts = {"met": 0, "not_met": 0, "not_applicable": 2, "unscored": 1, "criteria": []}
+    use = {"groups": 1, "other_teams_groups": 0, "quality": None}
+    lineage = {"object": "lineage", "rubric_id": ID, "nodes": [], "edges": []}
+    service.replies = [Reply(lines=[lineage | {"verdicts": counts, "use": use, "truncated": True}])]
+    lines = shown(service, "rubrics", "lineage", ID, columns=160)
+    assert lines[0].endswith("0 met, 0 not met, 2 not applicable, 1 rollouts unscored")
+    assert lines[1:] == ["there is more than is shown"]
 
 
 def test_help_lists_commands_by_section_in_whole_sentences() -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pandas
 import pytest
+from pydantic import ValidationError
 
 from markscheme import Client, ScoreBatch
+from markscheme.schema import Group, Rollout, ScoreRequest
+from markscheme.schema.base import MAX_ROLLOUTS
 
 
 def batch_of(*groups: dict[str, float | None]) -> ScoreBatch:
@@ -118,3 +121,10 @@ def test_the_order_is_the_order_sent(client: Client) -> None:
     assert [group.id for group in batch] == ["z", "a", "b"]
     assert batch.rewards == [batch["a"].rewards] * 3
     assert len(set(batch["a"].rewards[::2])) == len(set(batch["a"].rewards[1::2])) == 1
+
+
+def test_a_request_of_too_many_rollouts_says_to_send_several() -> None:
+    rollouts = [Rollout(id=str(number), text="") for number in range(MAX_ROLLOUTS // 4)]
+    groups = [Group(id=name, prompt="p", rollouts=rollouts) for name in "abcde"]
+    with pytest.raises(ValidationError, match="at most 4096 rollouts in one request; send several"):
+        ScoreRequest(groups=groups)

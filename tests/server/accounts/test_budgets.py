@@ -21,6 +21,7 @@ from markscheme_server.accounts.budgets import BudgetService
 from markscheme_server.config import Settings
 from markscheme_server.domain.call_context import CallContext, Deadline
 from markscheme_server.domain.usage import JudgeUsage, to_nano
+from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.budgets import HoldRequest
 from markscheme_server.store.engine.database import ALL_TEAMS
@@ -291,3 +292,50 @@ async def test_what_a_cancelled_question_sent_is_recorded_before_the_end(store: 
     assert (
         await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(8.25))) == "granted"
     )  # nothing else is held
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_question_waits_for_money_no_longer_than_its_request(store: Store) -> None:
+    budgets = BudgetService(store.budgets, store.ledger)
+    await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
+    about = CallDescription("red", None, "verifier", "judge")
+    context = CallContext(Deadline(asyncio.get_running_loop().time() + 0.1))
+    async with budgets.reserve(about, context) as first:
+        await first.hold(to_nano(0.75), context.deadline)
+        with pytest.raises(JudgeFailure, match="no money free within the request's time") as late:
+            async with budgets.reserve(about, context) as second:
+                await second.hold(to_nano(0.5), context.deadline)
+        assert late.value.reason == "timeout"
+        await asyncio.wait_for(budgets.drain(0.01), 5)  # it does not wait for the first
+    assert (
+        await store.budgets.hold(HoldRequest("hold_1", "red", None, to_nano(1.0))) == "granted"
+    )  # nothing else is held
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_what_is_granted_to_a_caller_who_has_left_is_given_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = BudgetService(store.budgets, store.ledger)
+    await store.budgets.put("red", None, hard_usd=1.0, soft_usd=None, window="day", actor=Actor())
+    hold, asked = store.budgets.hold, asyncio.Event()
+
+    async def slow(request: HoldRequest) -> str:
+        asked.set()
+        await asyncio.sleep(0.02)
+        return await hold(request)
+
+    async def ask() -> None:
+        context = CallContext(Deadline(asyncio.get_running_loop().time() + 5))
+        about = CallDescription("red", None, "verifier", "judge")
+        async with budgets.reserve(about, context) as budget:
+            await budget.hold(to_nano(0.75), context.deadline)
+
+    monkeypatch.setattr(store.budgets, "hold", slow)
+    asking = asyncio.ensure_future(ask())
+    await asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await budgets.drain(5)
+    assert await hold(HoldRequest("hold_1", "red", None, to_nano(1.0))) == "granted"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 from functools import partial
 from typing import Any, cast
 
@@ -13,10 +14,13 @@ from uvicorn.server import ServerState
 from markscheme_server.api.connections import (
     BODY_S,
     HEAD_S,
+    MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
     MIN_BYTES_PER_S,
+    OWN_DESCRIPTORS,
     Connection,
     WaitingConnections,
+    max_connections,
 )
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n"
@@ -322,3 +326,19 @@ async def test_after_an_early_answer_the_rest_of_a_body_is_no_request() -> None:
     await door.send(connection, GET)
     assert [scope["path"] for scope, _ in door.seen] == ["/unread", "/"]
     assert transport.written.count(b"HTTP/1.1 200 ") == 2
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "judge_calls", "connections"),
+    [
+        (1024, 100, 1024 - OWN_DESCRIPTORS - 100),
+        (1024, 900, 512),
+        (10**6, 32, MAX_CONNECTIONS),
+        (resource.RLIM_INFINITY, 32, MAX_CONNECTIONS),
+    ],
+)
+def test_connections_leave_descriptors_for_the_judges(
+    descriptors: int, judge_calls: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (descriptors, descriptors))
+    assert max_connections(judge_calls) == connections

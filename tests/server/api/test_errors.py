@@ -16,11 +16,13 @@ from starlette.responses import PlainTextResponse
 from fakes.service import OneErrorShape, running
 from markscheme.schema import ErrorBody
 from markscheme.vocabulary import UnscoredReason
+from markscheme_server.accounts.auth import Authenticator
 from markscheme_server.api.errors import judge_error
 from markscheme_server.app import create_app
 from markscheme_server.config import Settings
 from markscheme_server.judge.base import JudgeFailure
 from markscheme_server.scoring.rubric_library import RubricLibrary
+from markscheme_server.store.engine.database import DatabaseUnreachable
 
 KEY = "the operator's own key"
 PATHS = create_app(Settings(_env_file=None, judge="builtin")).openapi()["paths"]
@@ -237,3 +239,28 @@ def test_an_error_that_nobody_expects_tells_nothing_of_itself(
     assert answer.json()["error"]["code"] == "internal"
     assert "1234" not in answer.text
     assert answer.headers["x-request-id"] == "req-of-mine"
+
+
+def test_a_request_whose_time_runs_out_may_be_sent_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run_out(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(RubricLibrary, "get", run_out)
+    answer = httpx.get(f"{url}/v1/rubrics/rub_1", headers={"Authorization": f"Bearer {KEY}"})
+    shaped(answer, 503)
+    assert (answer.json()["error"]["code"], answer.headers["Retry-After"]) == ("timeout", "1")
+    assert answer.json()["error"]["message"] == "the request's time ran out"
+
+
+def test_a_key_that_cannot_be_looked_up_is_not_said_to_be_wrong(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise DatabaseUnreachable("at 10.0.0.7")
+
+    monkeypatch.setattr(Authenticator, "authenticate", fail)
+    answer = httpx.get(f"{url}/v1/rubrics", headers={"Authorization": f"Bearer {KEY}"})
+    shaped(answer, 503)
+    assert "10.0.0.7" not in answer.text

@@ -290,6 +290,23 @@ def test_an_owner_that_lost_its_row_gives_the_heirs_answer(
         assert first.result().json() == {"the": "heir's"}
 
 
+def test_an_owner_whose_row_ended_with_an_heir_keeps_its_own_answer(
+    http: httpx.Client, settings: dict[str, Any], judge: ScriptedJudge
+) -> None:
+    """The heir took the row over and was killed."""
+    judge.script = held = Held()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(post, http, "k", ASK, INDUCE)
+        assert held.asked.wait(PATIENCE_S)
+        assert change(settings, owner="heir", expires_at=time.time() - 1) == 1
+        held.let.set()
+        answer = first.result()
+    assert (answer.status_code, replayed(answer)) == (200, False)
+    again = post(http, "k", ASK, INDUCE)
+    assert (again.content, replayed(again)) == (answer.content, True)
+    assert len(judge.requests) == 1
+
+
 def test_a_caller_that_leaves_frees_its_key(http: httpx.Client, judge: ScriptedJudge) -> None:
     judge.script = held = Held()
     leaving = HTTPConnection(http.base_url.host, http.base_url.port, timeout=PATIENCE_S)

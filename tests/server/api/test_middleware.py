@@ -10,7 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from markscheme_server.api.disconnect import ClientGone
 from markscheme_server.api.drain import Drain
-from markscheme_server.api.middleware import ObservabilityMiddleware, RequestIdMiddleware
+from markscheme_server.api.middleware import (
+    BodyLimitMiddleware,
+    ObservabilityMiddleware,
+    RequestIdMiddleware,
+)
 
 SECRET = "planted-secret"
 
@@ -117,3 +121,20 @@ async def test_a_failing_start_or_end_is_told_without_its_words(phase: str) -> N
         await ObservabilityMiddleware(app, Drain())({"type": "lifespan"}, nothing, send)
     assert sent == [{"type": f"lifespan.{phase}.failed", "message": ""}]
     assert [line["event"] for line in logged] == ["lifespan_failed"]
+
+
+async def test_a_body_of_two_lengths_is_refused_also_where_the_server_lets_it_pass() -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        pytest.fail("it was let through")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")]
+    request = scope() | {"headers": headers, "markscheme.request_id": "req_1"}
+    await BodyLimitMiddleware(app, 10)(request, nothing, send)
+    assert sent[0]["status"] == 400
+    error = json.loads(sent[1]["body"])["error"]
+    assert error["message"] == "send Content-Length or Transfer-Encoding, not both"

@@ -186,6 +186,19 @@ def test_a_soft_budget_warns_and_lets_pass(
         warned.headers["X-Budget-Warning"],
     )
     assert warned.json()["counts"]["scored"] == 1
+    alone = httpx.post(
+        f"{url}/v1/rollouts",
+        json={
+            "group": {"key": "g", "size": 1},
+            "prompt": PROMPT,
+            "rollout": {"id": "r", "text": "Blue."},
+            "reuse": "frozen",
+            "run": run("r1", 3),
+        },
+        headers={"Authorization": f"Bearer {red}"},
+        timeout=60,
+    )
+    assert alone.headers["X-Budget-Warning"] == warned.headers["X-Budget-Warning"]
     assert "X-Budget-Warning" not in score(url, red, ["Blue."], run=run("r2")).headers
     assert capfd.readouterr().out.count("budget_reached") == 1
 

@@ -15,8 +15,10 @@ from rich.console import Console
 
 from fakes.judge import RUBRIC, ScriptedJudge, offered, text_of, verdicts
 from fakes.service import running
+from fakes.shell import command
 from fakes.stores import PostgresServer
 from markscheme import Client
+from markscheme.plan import TrainingPlan
 from markscheme_server.cli import doctor
 from markscheme_server.cli.diagnosis import diagnose
 from markscheme_server.config import Settings
@@ -259,6 +261,134 @@ def test_it_says_whether_teams_have_a_second_wall(
     assert ("MARKSCHEME_MIGRATION_URL" in shown) == superuser
 
 
+def test_a_database_that_does_not_answer_does_not_hide_the_judges(tmp_path: Path) -> None:
+    url = "postgresql://u:planted@127.0.0.1:1/x"
+    passed, seconds, said = examined(Settings(_env_file=None, home=tmp_path, database_url=url))
+    assert (passed, list(seconds)) == (False, ["builtin"])
+    assert "FAILED  database: postgresql://u:***@127.0.0.1:1/x does not answer" in said
+    assert "check MARKSCHEME_DATABASE_URL" in said
+    assert "planted" not in said
+
+
+def test_what_is_found_out_where_there_are_no_tables_is_not_stored_and_said(
+    tmp_path: Path, judge: ScriptedJudge
+) -> None:
+    (tmp_path / "markscheme.db").touch()
+    judge.script = lambda request, number: right(request)
+    settings = Settings(_env_file=None, home=tmp_path, judge_base_url=judge.url, judge_model="m")
+    passed, _, said = examined(settings)
+    assert passed
+    assert "has no tables of Markscheme; 'markscheme migrate' creates it" in said
+    assert (
+        "could not be stored for the service (OperationalError); run 'markscheme migrate'" in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("Blue.", "ok  judge teacher (t; teacher): responds in"),
+        (401, "FAILED  judge teacher (t; teacher): the judge refused the key"),
+    ],
+)
+def test_a_teacher_is_only_asked_to_respond(
+    answer: str | int, said: str, tmp_path: Path, judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: answer
+    settings = Settings(
+        _env_file=None, home=tmp_path, teacher_base_url=judge.url, teacher_model="t"
+    )
+    passed, seconds, shown = examined(settings)
+    assert passed == (answer == "Blue.")
+    assert ("teacher" in seconds) == passed
+    assert said in shown
+    assert [text_of(request) for request in judge.requests] == ["Name a primary colour."]
+
+
+def test_a_judge_that_fails_at_a_verdict_is_not_asked_for_a_rubric(
+    configured: Callable[..., Settings], judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: 401 if offered(request) else right(request)
+    passed, seconds, said = examined(configured())
+    assert (passed, seconds) == (False, {})
+    assert "FAILED  judge good (g; rubricator, verifier): the judge refused the key" in said
+    assert "writes a rubric" not in said
+
+
+def test_a_form_of_output_that_is_set_is_not_asked_about(
+    tmp_path: Path, judge: ScriptedJudge
+) -> None:
+    judge.script = lambda request, number: right(request)
+    passed, _, said = examined(
+        Settings(
+            _env_file=None,
+            home=tmp_path,
+            judge_base_url=judge.url,
+            judge_model="m",
+            judge_structured="text",
+        )
+    )
+    assert passed
+    assert "structured output: text, as set" in said
+    assert len(judge.requests) == 2  # a verdict and a rubric
+
+
+def refused(parameter: str, message: str) -> tuple[int, dict[str, Any]]:
+    error = {"message": message, "type": "invalid_request_error", "param": parameter, "code": None}
+    return 400, {"error": error}
+
+
+def is_long(request: dict[str, Any]) -> bool:
+    return max(request.get("max_tokens", 0), request.get("max_completion_tokens", 0)) > 100
+
+
+@pytest.mark.parametrize(
+    ("refuses", "answer", "learned"),
+    [
+        (
+            lambda request: "temperature" in request,
+            refused("temperature", "Unsupported value: 'temperature' does not support 0"),
+            "temperature is not sent",
+        ),
+        (
+            lambda request: "max_tokens" in request,
+            refused("max_tokens", "Unsupported parameter: use 'max_completion_tokens' instead."),
+            "max_completion_tokens is sent in place of max_tokens",
+        ),
+        (
+            is_long,
+            refused(
+                "max_tokens", "max_tokens is too large: this model supports at most 100 tokens"
+            ),
+            "a reply may have 100 tokens",
+        ),
+        (
+            lambda request: (
+                request.get("response_format", {}).get("type") == "json_schema"
+                and "weather" not in text_of(request)
+            ),
+            refused("response_format", "response_format json_schema is not supported"),
+            "structured output steps down to json_object",
+        ),
+    ],
+    ids=["a parameter", "a name", "a length", "a form"],
+)
+def test_what_an_endpoint_refuses_is_said(
+    refuses: Callable[[dict[str, Any]], bool],
+    answer: tuple[int, dict[str, Any]],
+    learned: str,
+    configured: Callable[..., Settings],
+    judge: ScriptedJudge,
+) -> None:
+    judge.script = lambda request, number: answer if refuses(request) else right(request)
+    said = examined(configured())[2]
+    place = judge.url.removeprefix("http://")
+    assert (
+        f"warn  judge good (g; rubricator, verifier): learned from refusals of {place}: {learned}\n"
+        in said
+    )
+
+
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Install a trainer that plans `PLAN` and refuses every override."""
@@ -302,6 +432,44 @@ def test_the_estimate_shows_calls_money_time_and_what_it_assumes(
         "no retries",
     ):
         assert stated in said
+
+
+@pytest.mark.parametrize(("override", "status"), [((), 0), (("oops=1",), 1)])
+@pytest.mark.usefixtures("trainer")
+def test_the_command_ends_with_the_estimate_and_fails_where_there_is_none(
+    override: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    done = command(
+        "doctor", "--train", "t.yaml", *override, directory=tmp_path, settings={"home": tmp_path}
+    )
+    assert done.returncode == status
+    assert "judge builtin (rubricator, verifier): answers in" in done.stdout
+    said = "FAILED  t.yaml: unknown key" if status else "t.yaml: 10 steps, 20 groups of 4"
+    assert said in done.stdout
+
+
+def test_the_estimate_names_evaluations_and_what_no_reward_waits_for(
+    configured: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = TrainingPlan(**PLAN, evaluation_groups=5, evaluation_rollouts=20)
+    monkeypatch.setattr(doctor, "read_plan", lambda config, overrides: plan)
+    settings = configured().model_copy(update={"reask_share": 0.25})
+    done, said = estimated(settings)
+    assert done
+    assert "evaluations: 20 rollouts more, without new rubrics" in said
+    (asked_again,) = [line.split() for line in said.splitlines() if "asked again" in line]
+    assert asked_again[2:4] == ["good", "25"]
+    assert "second judge and re-asks are paid apart" in said
+
+
+def test_a_plan_of_another_version_is_a_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "TRAIN", (sys.executable, "-c", "print('{\"steps\": 10}')"))
+    assert estimated(Settings(_env_file=None, home=tmp_path)) == (
+        False,
+        "FAILED  t.yaml: the trainer's plan cannot be read: is it of the same version?\n",
+    )
 
 
 @pytest.mark.usefixtures("trainer")

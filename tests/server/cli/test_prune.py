@@ -3,7 +3,10 @@
 import asyncio
 import os
 import pty
+import shutil
+import signal
 import subprocess
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,20 +21,19 @@ from markscheme_server.domain.verdict import StoredDecision
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.ledger import CallDescription, JudgeCall
-from markscheme_server.store.maintenance.migrate import prepare
+from markscheme_server.store.maintenance.batch_delete import Batch
+from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import audit_entries, metadata, verdicts
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, migrated_sqlite: Path) -> Path:
     """Create a home with two old verdicts and a new one."""
 
     async def fill() -> None:
-        url = f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}"
-        await prepare(url)
-        store = Store(url)
+        store = Store(f"sqlite+aiosqlite:///{tmp_path / 'markscheme.db'}")
         for name in "abc":
             await store.verdicts.save(
                 JudgeReply(
@@ -56,6 +58,7 @@ def home(tmp_path: Path) -> Path:
                             )
         await store.close()
 
+    shutil.copy(migrated_sqlite, tmp_path / "markscheme.db")
     asyncio.run(fill())
     return tmp_path
 
@@ -127,6 +130,42 @@ def test_at_a_terminal_it_shows_and_asks(
     assert "to be removed" in said
     assert "remove it?" in said
     assert left(home) == remaining
+
+
+def test_a_database_that_lacks_a_table_is_explained_and_loses_nothing(home: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{home / 'markscheme.db'}")
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE judge_calls"))
+    engine.dispose()
+    done = prune(home, "--older-than", "7d", "--yes")
+    assert done.returncode == 1
+    assert "pruning stopped (OperationalError). What was removed stays removed" in done.stderr
+    assert "that 'markscheme migrate' was run on it" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert left(home) == 3
+
+
+def test_ctrl_c_keeps_what_was_removed_and_the_next_run_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing = Pruner.run
+
+    async def stop(pruner: Pruner) -> AsyncIterator[Batch]:
+        async for batch in removing(pruner):
+            yield batch
+            if batch.table == "verdicts":
+                signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruner, "run", stop)
+        done = prune(home, "--older-than", "7d", "--yes")
+    assert done.returncode == 130
+    assert done.stderr.endswith(
+        "stopped. What was removed stays removed; run it again to continue\n"
+    )
+    assert left(home) == 1
+    rest = counts(prune(home, "--older-than", "7d", "--yes").stdout)
+    assert (rest["verdicts"], rest["judge_calls"]) == (0, 2)
 
 
 def test_it_runs_on_both_databases(database_url: str, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,11 @@ class TestCommands:
                 ),
                 "is in the past",
             ),
+            (
+                ("keys", "create", "--team", "default", "--scope", "read", "--label", ""),
+                "--label: give 1 to 200 characters",
+            ),
+            (("teams", "erase", "default"), "there is no terminal to ask at: add --yes to erase"),
             (("keys", "revoke", "mk_12345678"), "there is no key"),
             (("teams", "create", "Red Team"), "cannot be a team"),
         ],
@@ -118,6 +125,19 @@ class TestCommands:
         done = self.run(home, *words)
         assert (done.returncode, done.stdout) == (1, "")
         assert re.search(said, done.stderr)
+
+    def test_a_key_that_has_expired_is_listed_as_such(self, home: Path) -> None:
+        words = ("keys", "create", "--team", "default", "--scope", "read", "--expires")
+        for age in ("90d", "1h"):
+            assert self.run(home, *words, age).returncode == 0
+        with closing(sqlite3.connect(home / "markscheme.db")) as database, database:
+            database.execute(
+                "UPDATE api_keys SET expires_at = '2026-01-31 10:00:00.000000' "
+                "WHERE expires_at = (SELECT min(expires_at) FROM api_keys)"
+            )
+        newer, older = self.run(home, "keys", "list").stdout.splitlines()[1:]
+        assert "expired 2026-01-31 " in newer
+        assert re.search(r"until 20\d\d-\d\d-\d\d \d\d:\d\d ", older)
 
     def test_without_a_pepper(self, home: Path) -> None:
         done = self.run(home, "keys", "create", "--team", "default", "--scope", "read", pepper=None)
@@ -234,6 +254,14 @@ def test_the_commands_show_usage_and_set_budgets(deployment: Deployment, tmp_pat
         refused = command("teams", "budget", *words, directory=tmp_path, settings=settings)
         assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
     assert deployment.admin(url, "GET", "/v1/teams/red/budget").json()["hard_usd"] == 2.0
+    run_budget = ("red", "--run", "nightly", "--soft-usd", "3")
+    command("teams", "budget", *run_budget, directory=tmp_path, settings=settings)
+    of_run = command(
+        "teams", "budget", "red", "--run", "nightly", directory=tmp_path, settings=settings
+    )
+    (line,) = of_run.stdout.splitlines()[1:]
+    assert line.split()[:4] == ["nightly", "total", "-", "3"]
+    command("teams", "budget", *run_budget[:3], "--remove", directory=tmp_path, settings=settings)
     gone = command("teams", "budget", "red", "--remove", directory=tmp_path, settings=settings)
     assert "no budget" in gone.stdout
     wrong = command(
