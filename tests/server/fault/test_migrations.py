@@ -1,14 +1,12 @@
 """Test migrations from nothing and from each revision: up, down, two at once, never slow."""
 
 import asyncio
-import itertools
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -20,7 +18,7 @@ from alembic.script import ScriptDirectory
 from fakes.bodies import create_rubric
 from fakes.fork_server import ForkedProcess
 from fakes.processes import PATIENCE_S, environment
-from fakes.stores import PostgresServer, differences, query
+from fakes.stores import differences, query
 from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine import database as database_engine
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
@@ -30,17 +28,39 @@ from markscheme_server.store.maintenance.migrate import alembic_config, migrate
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import prompts, rubrics
 
+Result = TypeVar("Result")
 Work = Callable[[sa.Connection], Any]
 REVISIONS = [
     script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()
 ][::-1]
-_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_the_revisions_once() -> Iterator[None]:
+    """Alembic reads and compiles the files of all revisions for each command."""
+    read: dict[str | None, ScriptDirectory] = {}
+
+    def from_config(config: Config) -> ScriptDirectory:
+        places = config.get_main_option("version_locations")
+        if places not in read:
+            read[places] = original(config)
+        return read[places]
+
+    original = ScriptDirectory.from_config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Create an empty database for the service."""
-    if request.param == "sqlite":
+    if dialect == "sqlite":
         (tmp_path / "m.db").touch()
         return f"sqlite+aiosqlite:///{tmp_path / 'm.db'}"
     return driver(str(request.getfixturevalue("empty_database")))
@@ -49,17 +69,41 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def work(url: str, *steps: Work) -> list[Any]:
     """Run each step in a transaction of its own."""
 
-    async def run() -> list[Any]:
-        database, done = Database(create_engine(url)), []
-        try:
-            for step in steps:
-                async with database.writing(ALL_TEAMS) as connection:
-                    done.append(await connection.run_sync(step))
-        finally:
-            await database.close()
+    async def run(database: Database) -> list[Any]:
+        done = []
+        for step in steps:
+            async with database.writing(ALL_TEAMS) as connection:
+                done.append(await connection.run_sync(step))
         return done
 
-    return asyncio.run(run())
+    return asyncio.run(using(url, run))
+
+
+def attempt(url: str, *steps: Work) -> list[Any]:
+    """Run each step in a savepoint of one transaction, which is rolled back."""
+
+    def all_steps(connection: sa.Connection) -> list[Any]:
+        done = []
+        for step in steps:
+            with connection.begin_nested():
+                done.append(step(connection))
+        return done
+
+    async def run(database: Database) -> list[Any]:
+        async with database.writing(ALL_TEAMS) as connection:
+            done = await connection.run_sync(all_steps)
+            await connection.rollback()
+        return done
+
+    return asyncio.run(using(url, run))
+
+
+async def using(url: str, run: Callable[[Database], Awaitable[Result]]) -> Result:
+    database = Database(create_engine(url))
+    try:
+        return await run(database)
+    finally:
+        await database.close()
 
 
 def driver(url: str) -> str:
@@ -69,20 +113,43 @@ def driver(url: str) -> str:
 
 def migrate_now(url: str) -> None:
     """Migrate as the service does when it starts."""
-
-    async def run() -> None:
-        database = Database(create_engine(url))
-        try:
-            await migrate(database)
-        finally:
-            await database.close()
-
-    asyncio.run(run())
+    asyncio.run(using(url, migrate))
 
 
 def to(revision: str, *, down: bool = False) -> Work:
     move = alembic.downgrade if down else alembic.upgrade
     return lambda connection: move(alembic_config(connection), revision)
+
+
+SCHEMA = {
+    "sqlite": "SELECT type || name || tbl_name || coalesce(sql, '') FROM sqlite_master ORDER BY 1",
+    "postgresql": """
+        SELECT concat_ws(' ', c.oid::regclass, c.relkind, obj_description(c.oid, 'pg_class'))
+            FROM pg_class c WHERE relnamespace = 'public'::regnamespace
+        UNION ALL SELECT concat_ws(' ', attrelid::regclass, attname, attnotnull, attidentity,
+            format_type(atttypid, atttypmod), attcollation, attgenerated,
+            pg_get_expr(adbin, adrelid), col_description(attrelid, attnum))
+            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+            LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+            WHERE relnamespace = 'public'::regnamespace AND attnum > 0 AND NOT attisdropped
+        UNION ALL SELECT concat_ws(' ', conrelid::regclass, conname, pg_get_constraintdef(oid))
+            FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+        UNION ALL SELECT concat_ws(' ', pg_get_indexdef(indexrelid), indisvalid)
+            FROM pg_index JOIN pg_class c ON c.oid = indexrelid
+            WHERE relnamespace = 'public'::regnamespace
+        ORDER BY 1""",
+}
+"""Tells all that `differences` compares, in a fraction of its time."""
+_compared: dict[tuple[str, ...], Any] = {}
+
+
+def find_differences(connection: sa.Connection) -> Any:
+    """Return the `differences`; a schema that was compared before is not compared again."""
+    parts = connection.execute(sa.text(SCHEMA[connection.dialect.name])).scalars()
+    schema = (connection.dialect.name, *parts)
+    if schema not in _compared:
+        _compared[schema] = differences(connection)
+    return _compared[schema]
 
 
 def insert_prompt(connection: sa.Connection) -> None:
@@ -99,62 +166,61 @@ def count_prompts(connection: sa.Connection) -> int:
 
 
 @pytest.fixture(scope="module")
-def migrated() -> dict[tuple[str, str], str]:
-    """Return databases that were brought to a revision, by dialect and revision, to be copied."""
+def moved() -> dict[tuple[str, bool], tuple[int, str]]:
+    """Return databases that go from revision to revision, by dialect and whether they go down."""
     return {}
 
 
 @pytest.fixture
 def at(
-    url: str,
-    migrated: dict[tuple[str, str], str],
+    dialect: str,
+    moved: dict[tuple[str, bool], tuple[int, str]],
     request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str], str]:
-    """Return a function that creates a database at a revision. Each step up is taken once."""
-    dialect = sa.make_url(url).get_dialect().name
+) -> Callable[..., str]:
+    """Return a function that returns a database at a revision, in which the test leaves nothing.
 
-    def copy(source: str) -> str:
-        name = f"copy{next(_numbers)}"
-        if dialect == "sqlite":
-            copied = tmp_path_factory.mktemp(name) / "m.db"
-            shutil.copy(str(sa.make_url(source).database), copied)
-            return f"sqlite+aiosqlite:///{copied}"
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        return driver(postgres.create(name, template=str(sa.make_url(source).database)))
+    It came there step by step, up from nothing or ``down`` from the newest.
+    """
+    places = ["base", *REVISIONS]
 
-    def create(revision: str) -> str:
-        place = ["base", *REVISIONS].index(revision)
-        if place == 0:
-            return url
-        if (dialect, revision) not in migrated:
-            made = create(["base", *REVISIONS][place - 1])
-            work(made, to(revision))
-            migrated[dialect, revision] = made
-        return copy(migrated[dialect, revision])
+    def find(revision: str, *, down: bool = False) -> str:
+        wanted = places.index(revision)
+        now_at, database = moved.pop((dialect, down), (None, ""))
+        if now_at is None or (now_at < wanted if down else now_at > wanted):
+            now_at, database = 0, str(request.getfixturevalue("url"))
+            if down:
+                now_at = len(REVISIONS)
+                work(database, to("head"))
+        way = range(now_at - 1, wanted - 1, -1) if down else range(now_at + 1, wanted + 1)
+        work(database, *(to(places[place], down=down) for place in way))
+        moved[dialect, down] = wanted, database
+        return database
 
-    return create
+    return find
 
 
 @pytest.mark.parametrize("revision", ["base", *REVISIONS])
 def test_the_tables_come_out_the_same_from_everywhere(
-    revision: str, at: Callable[[str], str]
+    revision: str, at: Callable[..., str]
 ) -> None:
     """And what was stored before is there afterwards."""
     before = [insert_prompt] if revision != "base" else []
-    *_, difference, count = work(at(revision), *before, to("head"), differences, count_prompts)
+    *_, difference, count = attempt(
+        at(revision), *before, to("head"), find_differences, count_prompts
+    )
     assert difference == []
     assert count == (1 if before else 0)
 
 
-@pytest.mark.parametrize("revision", REVISIONS)
-def test_every_step_can_be_undone_and_done_again(revision: str, at: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("revision", REVISIONS[::-1])
+def test_every_step_can_be_undone_and_done_again(revision: str, at: Callable[..., str]) -> None:
+    """The steps above it were undone before."""
     script = ScriptDirectory.from_config(alembic_config()).get_revision(revision)
-    *_, difference = work(
-        at(REVISIONS[-1]),
+    *_, difference = attempt(
+        at(revision, down=True),
         to(f"{script.down_revision or 'base'}", down=True),
         to("head"),
-        differences,
+        find_differences,
     )
     assert difference == []
 
@@ -203,7 +269,7 @@ def test_what_was_spent_before_money_was_exact_is_converted(url: str) -> None:
 
 
 def test_earlier_calls_know_how_many_criteria_they_asked_about(
-    at: Callable[[str], str],
+    at: Callable[..., str],
 ) -> None:
     def ask(connection: sa.Connection) -> None:
         for i, criteria in enumerate(("[]", '["a", "b", "c"]')):
@@ -221,7 +287,7 @@ def test_earlier_calls_know_how_many_criteria_they_asked_about(
         query = sa.text("SELECT asked FROM judge_calls ORDER BY id")
         return list(connection.execute(query).scalars())
 
-    *_, found = work(at("0017"), ask, to("head"), asked)
+    *_, found = attempt(at("0017", down=True), ask, to("head"), asked)
     assert found == [0, 3]
 
 
@@ -257,7 +323,9 @@ def test_stored_verdicts_survive_that_a_verdict_may_not_apply(url: str) -> None:
         work(url, to("0009"), lambda c: c.execute(erased), insert("late", True))
 
 
-def test_downgrading_leaves_criteria_that_the_older_version_reads(url: str) -> None:
+def test_downgrading_leaves_criteria_that_the_older_version_reads(
+    at: Callable[..., str],
+) -> None:
     plain = {"id": "c1", "text": "It is blue.", "points": 1}
 
     def insert(connection: sa.Connection) -> None:
@@ -271,7 +339,7 @@ def test_downgrading_leaves_criteria_that_the_older_version_reads(url: str) -> N
     def read(connection: sa.Connection) -> Any:
         return connection.execute(sa.select(rubrics.c.criteria)).scalar_one()
 
-    *_, criteria = work(url, to("head"), insert, to("0008", down=True), read)
+    *_, criteria = attempt(at(REVISIONS[-1]), insert, to("0008", down=True), read)
     assert criteria == [plain, plain]
 
 
@@ -360,6 +428,7 @@ def test_a_table_in_use_is_not_waited_for_long(
                     client.get(path)
                     for path in ("/readyz", "/v1/rubrics", f"/v1/rubrics/{rubric_id}")
                 )
+                time.sleep(0.05)
             return migrating.result()
 
     [took_s] = work(driver(database), hold_and_migrate)
