@@ -1,5 +1,6 @@
 """Test the SQL of a score: few statements whatever its size, all indexed, none slow."""
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from fakes.fast_judge import FastJudge
 from fakes.load import send_all
 from fakes.processes import eventually
 from fakes.stores import PostgresServer, query
+from markscheme_server.store.maintenance.migrate import prepare
 
 KNOWN_MOST = 4
 """Statements for rollouts whose verdicts are all known."""
@@ -26,8 +28,9 @@ COLD_MOST = 7
 
 @pytest.fixture(scope="module")
 def logging_postgres() -> Iterator[PostgresServer]:
-    """Start a PostgreSQL that logs every statement and its time."""
+    """Start a PostgreSQL that logs every statement and its time, with a migrated database."""
     server = PostgresServer(log_min_duration_statement="0", log_line_prefix="%d|", lc_messages="C")
+    asyncio.run(prepare(server.create("migrated").replace(":", "+asyncpg:", 1)))
     yield server
     server.close()
 
@@ -77,7 +80,7 @@ def served(
 ) -> tuple[str, str, Log]:
     """Start a service; return its URL, its database and the database's log."""
     name = re.sub(r"\W", "", request.node.name)[:40].lower()
-    database = logging_postgres.create(name)
+    database = logging_postgres.create(name, template="migrated")
     monkeypatch.setattr("markscheme_server.app.CLAIM_LEASE_S", 60.0)  # no renewals in the log
     url = serve(**model_judge(judge.url), database_url=database)
     return url, database, Log(logging_postgres.log, name)
