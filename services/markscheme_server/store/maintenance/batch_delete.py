@@ -129,6 +129,9 @@ class BatchDeleter:
         deleted: dict[str, int] = {}
         if step.before is not None and not self._dry:
             deleted |= await step.before(connection, in_batch)
+        if not scanned:
+            tables = (*(table for table, _, _ in step.cascade), step.table)
+            return Batch(step.table.name, 0, deleted | {table.name: 0 for table in tables}), last
         condition = sa.and_(in_batch, step.delete_where)
         for table, column, ours in step.cascade:
             deleted[table.name] = await self._delete(
