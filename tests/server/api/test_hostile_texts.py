@@ -305,8 +305,8 @@ def test_what_was_stored_is_read_back_unchanged(asking: httpx.Client) -> None:
         ]
     bank = [text for text in HOSTILE_TEXTS if text]
     assert send(asking, "POST", TEACH, taught(responses=["red"])).status_code == 200
-    for text in bank:
-        assert send(asking, "POST", TEACH, taught(responses=[text])).status_code == 200
+    entries = [{"prompt": PROMPT, "responses": [text]} for text in bank]
+    assert send(asking, "POST", TEACH, {"entries": entries}).status_code == 200
     told = [r["text"] for r in asking.get(TEACH, params={"prompt": PROMPT}).json()["data"]]
     assert set(told) == {"red", *(replace_invalid(text) for text in bank)}
 

@@ -25,7 +25,7 @@ from markscheme_server.store.gathering import Arrival
 from markscheme_server.store.idempotency import RequestKey, Started
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete
-from markscheme_server.store.maintenance.migrate import migrate, prepare
+from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
 from markscheme_server.store.verdicts import JudgeReply, StoredVerdict
@@ -41,7 +41,6 @@ async def store(database_url: str) -> AsyncIterator[Store]:
         Settings(_env_file=None, database_url=database_url, judge="builtin").sqlalchemy_url,
         claim_lease_s=600,
     )
-    await migrate(made.database)
     yield made
     await made.drain()
     await made.close()

@@ -23,7 +23,7 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS
 from markscheme_server.store.ledger import CallDescription, JudgeCall
 from markscheme_server.store.maintenance import batch_delete, team_deletion
-from markscheme_server.store.maintenance.migrate import migrate, prepare
+from markscheme_server.store.maintenance.migrate import prepare
 from markscheme_server.store.store import Store
 from markscheme_server.store.tables import (
     audit_entries,
@@ -51,7 +51,6 @@ Dump = dict[str, list[dict[str, Any]]]
 async def store(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
     monkeypatch.setattr(erasure, "SETTLE_S", 0)
     made = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
-    await migrate(made.database)
     yield made
     await made.drain()
     await made.close()
