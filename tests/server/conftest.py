@@ -1,5 +1,6 @@
 """Both databases, without rows for each test: SQLite in a file, and a real PostgreSQL."""
 
+import itertools
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import clean_environment
 from fakes.clock import Clock
 from fakes.service import running
 from fakes.stores import PostgresServer, RedisServer
@@ -90,6 +92,49 @@ def member(organisation: Keys, start: Callable[..., str]) -> Team:
     }
     url = start()
     return lambda name: Member(url, made[name])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_organisation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path
+) -> Iterator[tuple[Keys, str]]:
+    """Start a service on a database of each kind, for the tests of a module; return its URL too."""
+    databases: MigratedDatabases | None = None
+    if request.param == "sqlite":
+        url = (
+            f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path_factory.mktemp('shared') / 'm.db')}"
+        )
+    else:
+        databases = request.getfixturevalue("new_postgres")
+        url = databases()
+    with pytest.MonkeyPatch.context() as patch:
+        clean_environment(patch)
+        settings = Settings(_env_file=None, database_url=url, judge="builtin", key_pepper=PEPPER)
+    keys = Keys(url)
+    with running(settings) as served:
+        yield keys, served
+    keys.close()
+    if databases is not None:
+        databases.give_back(url)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def fresh_member(shared_organisation: tuple[Keys, str]) -> Team:
+    """Return what makes teams of this test's own at the module's service, each with a key."""
+    keys, url = shared_organisation
+    number, made = next(_numbers), dict[str, Member]()
+
+    def member(name: str) -> Member:
+        if name not in made:
+            team = f"{name}-{number}"
+            keys.team(team)
+            made[name] = Member(url, keys.key(team, "read", "score", "induce"))
+        return made[name]
+
+    return member
 
 
 @pytest.fixture
