@@ -131,7 +131,7 @@ def fresh_member(shared_organisation: tuple[Keys, str]) -> Team:
         if name not in made:
             team = f"{name}-{number}"
             keys.team(team)
-            made[name] = Member(url, keys.key(team, "read", "score", "induce"))
+            made[name] = Member(url, keys.key(team, "read", "score", "induce"), team)
         return made[name]
 
     return member
