@@ -84,8 +84,8 @@ def induced(team: Member, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def organisation(shared_organisation: tuple[Keys, str]) -> Keys:
-    return shared_organisation[0]
+def organisation(shared_keys: Keys) -> Keys:
+    return shared_keys
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from markscheme_server.config import Settings
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.maintenance.prune import Pruner
 from markscheme_server.store.store import Store
-from server.organisation import Keys, Member, Team
+from server.organisation import Member, Team
 
 RUBRIC = [
     {"text": "It names red.", "points": 2, "check": {"kind": "contains", "texts": ["red"]}},
@@ -261,14 +261,13 @@ def test_the_page_shows_what_the_api_answers(client: Trainer, red: Member) -> No
 
 
 def test_pruned_groups_are_in_the_curves_and_in_no_pair(
-    client: Trainer, shared_organisation: tuple[Keys, str]
+    client: Trainer, shared_database_url: str
 ) -> None:
     train(client, "a", [[BOTH]] * 3)
     train(client, "b", [[NONE]] * 3)
 
     async def prune() -> None:
-        url = shared_organisation[0].url
-        store = Store(Settings(_env_file=None, database_url=url).sqlalchemy_url)
+        store = Store(Settings(_env_file=None, database_url=shared_database_url).sqlalchemy_url)
         async for _ in Pruner(store.database, now() + timedelta(minutes=1), dry=False).run():
             pass
         await store.close()
