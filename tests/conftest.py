@@ -176,14 +176,7 @@ def model_settings(judge: ScriptedJudge, monkeypatch: pytest.MonkeyPatch) -> dic
 
     monkeypatch.setattr(Store, "secret", secret)
     monkeypatch.setattr(gateway, "BREAKER_WAIT_S", 0.5)
-    return {
-        "judge": "openai",
-        "judge_base_url": judge.url,
-        "judge_model": "scripted",
-        "judge_api_key": "k-secret",
-        "judge_timeout_s": 30.0,
-        "request_timeout_s": 60.0,
-    }
+    return judge.settings
 
 
 @pytest.fixture

@@ -178,6 +178,18 @@ class ScriptedJudge:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Return settings of a service that uses it."""
+        return {
+            "judge": "openai",
+            "judge_base_url": self.url,
+            "judge_model": "scripted",
+            "judge_api_key": "k-secret",
+            "judge_timeout_s": 30.0,
+            "request_timeout_s": 60.0,
+        }
+
+    @property
     def verifications(self) -> list[dict[str, Any]]:
         return [r for r in self.requests if offered(r)]
 

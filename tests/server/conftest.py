@@ -1,5 +1,6 @@
 """Both databases, without rows for each test: SQLite in a file, and a real PostgreSQL."""
 
+import itertools
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conftest import clean_environment
 from fakes.clock import Clock
 from fakes.service import running
 from fakes.stores import PostgresServer, RedisServer
@@ -90,6 +92,71 @@ def member(organisation: Keys, start: Callable[..., str]) -> Team:
     }
     url = start()
     return lambda name: Member(url, made[name])
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def shared_database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path
+) -> Iterator[str]:
+    """Create a database of each kind for the tests of a module; return its URL."""
+    if request.param == "sqlite":
+        path = tmp_path_factory.mktemp("shared") / "m.db"
+        yield f"sqlite:///{shutil.copy(migrated_sqlite, path)}"
+        return
+    databases: MigratedDatabases = request.getfixturevalue("new_postgres")
+    url = databases()
+    yield url
+    databases.give_back(url)
+
+
+@pytest.fixture(scope="module")
+def shared_keys(shared_database_url: str) -> Iterator[Keys]:
+    """Return what makes teams and keys in the module's database."""
+    keys = Keys(shared_database_url)
+    yield keys
+    keys.close()
+
+
+@pytest.fixture(scope="module")
+def shared_start(shared_database_url: str) -> Iterator[Callable[..., str]]:
+    """Start services on the module's database, which run until the module's tests have ended."""
+    with ExitStack() as stack:
+
+        def start(**more: Any) -> str:
+            with pytest.MonkeyPatch.context() as patch:
+                clean_environment(patch)
+                settings = Settings(
+                    _env_file=None,
+                    database_url=shared_database_url,
+                    **({"judge": "builtin", "key_pepper": PEPPER} | more),
+                )
+            return stack.enter_context(running(settings))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_url(shared_start: Callable[..., str]) -> str:
+    """Start the service of the module."""
+    return shared_start()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def fresh_member(shared_keys: Keys, shared_url: str) -> Team:
+    """Return what makes teams of this test's own at the module's service, each with a key."""
+    number, made = next(_numbers), dict[str, Member]()
+
+    def member(name: str) -> Member:
+        if name not in made:
+            team = f"{name}-{number}"
+            shared_keys.team(team)
+            made[name] = Member(shared_url, shared_keys.key(team, "read", "score", "induce"), team)
+        return made[name]
+
+    return member
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from markscheme_server.store.audit import Actor
 from markscheme_server.store.engine.database import ALL_TEAMS, Database, create_engine
 from markscheme_server.store.engine.ids import now
 from markscheme_server.store.store import Store
-from markscheme_server.store.tables import api_keys
+from markscheme_server.store.tables import api_keys, rubrics
 from markscheme_server.store.teams import TeamStore
 
 PEPPER = "a pepper for the tests"
@@ -82,6 +82,15 @@ class Keys:
 
         self._runner.run(change())
 
+    def hide_rubrics(self) -> None:
+        """Make every rubric private, so that no later team sees those of an ended test."""
+
+        async def change() -> None:
+            async with self._database.writing(ALL_TEAMS) as connection:
+                await connection.execute(sa.update(rubrics).values(visibility="private"))
+
+        self._runner.run(change())
+
     def rotate(self, key: str, overlap_s: float) -> str:
         secret, _ = self.do(
             lambda i: i.rotate(
@@ -136,10 +145,10 @@ def rubric(word: str) -> dict[str, Any]:
 
 
 class Member:
-    """A team's key at a service."""
+    """A team's key at a service; `team` is its name where a test asks for that."""
 
-    def __init__(self, url: str, key: str) -> None:
-        self.url, self.key = url, key
+    def __init__(self, url: str, key: str, team: str = "") -> None:
+        self.url, self.key, self.team = url, key, team
 
     def __call__(self, method: str, path: str, body: Any = None) -> Any:
         return call(self.url, method, path, self.key, body)

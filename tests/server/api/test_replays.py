@@ -1,7 +1,7 @@
 """Test replays over HTTP: what they compare, cost and leave alone, and how they pause and end."""
 
+import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +14,10 @@ from fakes.processes import eventually
 from markscheme import Client
 from markscheme.errors import Conflict, InvalidRequest, NotFound
 from markscheme.schema import ReplayDetail
+from markscheme_server.judge import gateway
 from markscheme_server.scoring import replay_worker, replays
-from server.deployment import CALL_USD, Deployment
-from server.organisation import OPERATOR, Keys
+from server.deployment import CALL_USD
+from server.organisation import OPERATOR, Keys, call
 
 PROMPT = "Name a colour."
 V1 = [{"text": "It names red.", "points": 1}, {"text": "It is short.", "points": 1}]
@@ -28,6 +29,7 @@ STEPS = {
 }
 ROLLOUTS = sum(map(len, STEPS.values()))
 HOSTILE = '<img src=x onerror="alert(1)">'
+_numbers = itertools.count()
 PRICES = {"price_input": 1000.0, "price_cached": 500.0, "price_output": 1000.0}
 
 
@@ -39,20 +41,32 @@ def lenient(criterion: str, answer: str) -> bool:
     return "re" in answer if criterion == "c1" else len(answer.split()) < 3
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _soon() -> Iterator[None]:
     """Look for work, and try what is paused again, without delay."""
-    monkeypatch.setattr(replay_worker, "POLL_S", 0.05)
-    monkeypatch.setattr(replay_worker, "PAUSE_S", 0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_worker, "POLL_S", 0.05)
+        patch.setattr(replay_worker, "PAUSE_S", 0.2)
+        patch.setattr(gateway, "BREAKER_WAIT_S", 0.5)
+        yield
 
 
 class Service:
-    """A service with the judges `strict`, which scores, and `lenient`, for the team red."""
+    """A team of this test's own at the module's service."""
 
-    def __init__(self, deployment: Deployment, key: str, **settings: Any) -> None:
-        self.deployment, self.key, self.settings = deployment, key, settings
-        self.url = deployment.start(**settings)
-        self.client = Client(self.url, key)
+    def __init__(self, url: str, keys: Keys) -> None:
+        self.url, self._keys, self._number = url, keys, next(_numbers)
+        self.key = self.other_team("red")
+        self.client = Client(self.url, self.key)
+
+    def other_team(self, name: str) -> str:
+        """Make a team; return its key."""
+        team = f"{name}-{self._number}"
+        self._keys.team(team)
+        return self._keys.key(team, "read", "score", "induce")
+
+    def admin(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        return call(self.url, method, path, OPERATOR, body)
 
     def train(self, run: str = "run", rubric: str | None = None) -> str:
         """Score a run of three steps under a rubric; return the rubric's id."""
@@ -86,44 +100,67 @@ class Service:
         return answer.text
 
     def budget(self, hard_usd: float) -> None:
-        answer = self.deployment.admin(
-            self.url, "PUT", "/v1/teams/red/budget", json={"hard_usd": hard_usd, "window": "day"}
-        )
+        path = f"/v1/teams/red-{self._number}/budget"
+        answer = self.admin("PUT", path, {"hard_usd": hard_usd, "window": "day"})
         assert answer.status_code == 200, answer.text
 
 
-@pytest.fixture
-def lenient_judge() -> Iterator[ScriptedJudge]:
-    made = ScriptedJudge()
-    made.script = lambda request, _: verdicts(request, lenient)
+@pytest.fixture(scope="module")
+def judges() -> Iterator[list[ScriptedJudge]]:
+    made = [ScriptedJudge(), ScriptedJudge()]
     yield made
-    made.close()
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def judge(judges: list[ScriptedJudge]) -> ScriptedJudge:
+    return as_new(judges[0], strict)
+
+
+@pytest.fixture
+def lenient_judge(judges: list[ScriptedJudge]) -> ScriptedJudge:
+    return as_new(judges[1], lenient)
+
+
+def as_new(judge: ScriptedJudge, met: Callable[[str, str], bool]) -> ScriptedJudge:
+    """Let a judge forget earlier tests and answer by `met`."""
+    judge.script = lambda request, _: verdicts(request, met)
+    judge.requests.clear()
+    judge.released.clear()
+    return judge
+
+
+@pytest.fixture(scope="module")
+def start(
+    shared_start: Callable[..., str],
+    judges: list[ScriptedJudge],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[], str]:
+    """Start services with the judges `strict`, which scores, and `lenient`."""
+    config = judges_file(
+        tmp_path_factory.mktemp("judges") / "markscheme.toml",
+        {
+            "strict": {"base_url": judges[0].url, "model": "strict"} | PRICES,
+            "lenient": {"base_url": judges[1].url, "model": "lenient"} | PRICES,
+        },
+        role="strict",
+    )
+    return lambda: shared_start(config=config, api_key=OPERATOR)
+
+
+@pytest.fixture(scope="module")
+def url(start: Callable[[], str]) -> str:
+    return start()
 
 
 @pytest.fixture
 def service(
-    database_url: str,
-    start: Callable[..., str],
-    judge: ScriptedJudge,
-    lenient_judge: ScriptedJudge,
-    model_settings: dict[str, Any],
-    tmp_path: Path,
+    url: str, shared_keys: Keys, judge: ScriptedJudge, lenient_judge: ScriptedJudge
 ) -> Iterator[Service]:
-    judge.script = lambda request, _: verdicts(request, strict)
-    config = judges_file(
-        tmp_path / "markscheme.toml",
-        {
-            "strict": {"base_url": judge.url, "model": "strict"} | PRICES,
-            "lenient": {"base_url": lenient_judge.url, "model": "lenient"} | PRICES,
-        },
-        role="strict",
-    )
-    keys = Keys(database_url)
-    deployment = Deployment(keys, start)
-    made = Service(deployment, deployment.team("red"), config=config, api_key=OPERATOR)
-    yield made
-    made.client.close()
-    keys.close()
+    made = Service(url, shared_keys)
+    with made.client:
+        yield made
 
 
 def test_another_judge_is_compared_rollout_by_rollout(
@@ -302,7 +339,7 @@ def test_a_finished_replay_is_not_cancelled(service: Service) -> None:
 def test_replays_are_the_own_teams_only(service: Service) -> None:
     service.train()
     begun = service.client.create_replay("run", judge="lenient")
-    with Client(service.url, service.deployment.team("blue")) as blue:
+    with Client(service.url, service.other_team("blue")) as blue:
         for ask in (blue.replay, blue.cancel_replay):
             with pytest.raises(NotFound):
                 ask(begun.id)
@@ -338,8 +375,8 @@ def test_a_replay_says_what_cannot_be_done(service: Service) -> None:
         client.create_replay("run", judge="nobody")
     with pytest.raises(InvalidRequest, match="check only"):
         client.create_replay("run", judge="builtin")
-    begin = service.deployment.admin(service.url, "POST", "/v1/replays", json={"run_id": "run"})
-    estimate = service.deployment.admin(service.url, "GET", "/v1/replays/estimate?run_id=run")
+    begin = service.admin("POST", "/v1/replays", {"run_id": "run"})
+    estimate = service.admin("GET", "/v1/replays/estimate?run_id=run")
     for answer in (begin, estimate):
         assert answer.status_code == 422
         assert "say what to change" in answer.text
@@ -398,7 +435,7 @@ def test_the_page_shows_no_figure_where_nothing_is_known(service: Service) -> No
 def test_the_page_of_another_teams_replay_is_not_there(service: Service) -> None:
     service.train()
     found = service.ended(service.client.create_replay("run", judge="lenient").id)
-    blue = {"Authorization": f"Bearer {service.deployment.team('blue')}"}
+    blue = {"Authorization": f"Bearer {service.other_team('blue')}"}
     assert (
         httpx.get(f"{service.url}/pages/replays/{found.id}", headers=blue, timeout=60).status_code
         == 404
@@ -406,11 +443,11 @@ def test_the_page_of_another_teams_replay_is_not_there(service: Service) -> None
 
 
 def test_two_processes_do_not_work_on_one_replay(
-    service: Service, lenient_judge: ScriptedJudge
+    service: Service, lenient_judge: ScriptedJudge, start: Callable[[], str]
 ) -> None:
     """Both say the same of it, and nothing is paid twice."""
     service.train()
-    second = service.deployment.start(**service.settings)
+    second = start()
     found = service.ended(service.client.create_replay("run", judge="lenient").id)
     with Client(second, service.key) as other:
         assert other.replay(found.id) == found

@@ -1,7 +1,7 @@
 """Test what one team can do to another's rewards, quality and names, on both databases."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,12 @@ def scored(
 
 def maker(group: dict[str, Any]) -> str | None:
     """Whose rubric a group was given."""
-    return group["rubric"] and str(group["rubric"]["team"])
+    return group["rubric"] and colour(group["rubric"]["team"])
+
+
+def colour(team: str) -> str:
+    """Return what a test calls the team of this name."""
+    return team.split("-")[0]
 
 
 def open_to_all(team: Member, rubric: str) -> None:
@@ -78,6 +83,18 @@ def induced(team: Member, prompt: str = PROMPT, **more: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
+@pytest.fixture
+def organisation(shared_keys: Keys) -> Keys:
+    return shared_keys
+
+
+@pytest.fixture
+def member(fresh_member: Team, organisation: Keys) -> Iterator[Team]:
+    """Return this test's teams at the module's service; later tests see nothing of theirs."""
+    yield fresh_member
+    organisation.hide_rubrics()
+
+
 # One's own teacher first.
 
 
@@ -93,7 +110,7 @@ def test_who_brings_a_teacher_is_not_scored_by_another_teams_rubric(member: Team
             "/v1/rubrics:induce",
             {"prompt": PROMPT, "student_responses": ["b, c"], "teacher_responses": TEACHER},
         ).json()["team"]
-        == "blue"
+        == blue.team
     )
     planted(red, "Another prompt.")
     assert scored(blue, "Another prompt.", teachers=TEACHER)["rubric"] is None, (
@@ -104,7 +121,7 @@ def test_who_brings_a_teacher_is_not_scored_by_another_teams_rubric(member: Team
 def test_whose_bank_holds_a_teacher_is_not_scored_by_another_teams_rubric(member: Team) -> None:
     red, blue = member("red"), member("blue")
     evil = planted(red)
-    red("PATCH", f"/v1/rubrics/{evil}", {"shared_with": ["blue"]})
+    red("PATCH", f"/v1/rubrics/{evil}", {"shared_with": [blue.team]})
     blue("POST", "/v1/teacher-responses", {"entries": [{"prompt": PROMPT, "responses": TEACHER}]})
     assert maker(scored(blue)) == "blue"
 
@@ -121,7 +138,7 @@ def test_without_a_teacher_and_frozen_the_nearest_is_taken_and_its_team_is_named
 def test_a_request_says_how_far_it_reuses(member: Team) -> None:
     red, blue, green = member("red"), member("blue"), member("green")
     everyones, shared = planted(red), make(green, PROMPT, "leaves")
-    green("PATCH", f"/v1/rubrics/{shared}", {"shared_with": ["blue"]})
+    green("PATCH", f"/v1/rubrics/{shared}", {"shared_with": [blue.team]})
     for scope, expected in (("organisation", shared), ("shared", shared), ("own", None)):
         group = scored(blue, teachers=TEACHER, reuse_scope=scope, reuse="frozen")
         assert (group["rubric"] and group["rubric"]["id"]) == expected
@@ -139,22 +156,24 @@ def test_a_teams_setting_holds_where_a_request_does_not_say(
 ) -> None:
     red, blue = member("red"), member("blue")
     everyones = planted(red)
-    admin = organisation.key("red", "admin")
+    admin = organisation.key(red.team, "admin")
 
     def setting(value: str | None) -> Any:
-        return call(blue.url, "PATCH", "/v1/teams/blue", admin, {"reuse_scope": value})
+        return call(blue.url, "PATCH", f"/v1/teams/{blue.team}", admin, {"reuse_scope": value})
 
     told = setting("own").json()
     assert (told["reuse_scope"], told["rpm"]) == ("own", None)
-    fresh = Member(blue.url, organisation.key("blue", "read", "score", "induce"))
+    fresh = Member(blue.url, organisation.key(blue.team, "read", "score", "induce"))
     assert maker(scored(fresh)) == "blue"
     assert scored(red, reuse="frozen")["rubric"]["id"] == everyones, "red's own"
     assert (
-        call(blue.url, "PATCH", "/v1/teams/blue", admin, {"rpm": 5000}).json()["reuse_scope"]
+        call(blue.url, "PATCH", f"/v1/teams/{blue.team}", admin, {"rpm": 5000}).json()[
+            "reuse_scope"
+        ]
         == "own"
     )
     assert setting("organisation").json()["rpm"] == 5000
-    fresh = Member(blue.url, organisation.key("blue", "read", "score", "induce"))
+    fresh = Member(blue.url, organisation.key(blue.team, "read", "score", "induce"))
     taken = scored(fresh, "Describe spring. Do not use any commas.", teachers=TEACHER)
     assert maker(taken) == "blue", "there is no other one"
     planted(red, "Describe winter. Do not use any commas.")
@@ -163,8 +182,8 @@ def test_a_teams_setting_holds_where_a_request_does_not_say(
     )
     assert setting(None).json()["reuse_scope"] is None
     for body in ({"reuse_scope": "mine"}, {}):
-        assert call(blue.url, "PATCH", "/v1/teams/blue", admin, body).status_code == 422
-    entries = call(blue.url, "GET", "/v1/audit?subject=team:blue", admin).json()["data"]
+        assert call(blue.url, "PATCH", f"/v1/teams/{blue.team}", admin, body).status_code == 422
+    entries = call(blue.url, "GET", f"/v1/audit?subject=team:{blue.team}", admin).json()["data"]
     assert [entry["detail"] for entry in entries if entry["action"] == "team.changed"][-1] == {
         "reuse_scope": "own",
         "reuse_scope_before": None,
@@ -189,14 +208,14 @@ def test_the_sdk_and_the_command_say_how_far_to_reuse(
         own = client.score([row]).groups[0].rubric
         assert taken is not None
         assert own is not None
-        assert (taken.id, taken.team, own.team) == (everyones, "red", "blue")
+        assert (taken.id, taken.team, own.team) == (everyones, red.team, blue.team)
         assert (
             client.induce(PROMPT, student_responses=["z"], reuse_scope="organisation").team
-            == "blue"
+            == blue.team
         ), "it is nearer"
     (tmp_path / "groups.jsonl").write_text(json.dumps(row))
     monkeypatch.setenv("MARKSCHEME_API_KEY", member("green").key)
-    for scope, team in (("organisation", "red"), ("own", "green")):
+    for scope, team in (("organisation", red), ("own", member("green"))):
         done = CliRunner().invoke(
             app,
             [
@@ -211,14 +230,15 @@ def test_the_sdk_and_the_command_say_how_far_to_reuse(
             ],
         )
         assert done.exit_code == 0, done.output
-        assert json.loads((tmp_path / scope).read_text())["rubric"]["team"] == team
+        assert json.loads((tmp_path / scope).read_text())["rubric"]["team"] == team.team
 
 
 # A run keeps the rubrics that were there when it began.
 
 
 def _share(team: Member, rubric: str) -> None:
-    team("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": ["blue"]})
+    blue = team.team.replace(colour(team.team), "blue")
+    team("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": [blue]})
 
 
 def _take_back_and_share(team: Member, rubric: str) -> None:
@@ -235,8 +255,8 @@ def _unretire(team: Member, rubric: str) -> None:
     [
         ({}, _share),
         ({}, open_to_all),
-        ({"shared_with": ["blue"]}, _take_back_and_share),
-        ({"shared_with": ["blue"], "retired": True}, _unretire),
+        ({"shared_with": "blue"}, _take_back_and_share),
+        ({"shared_with": "blue", "retired": True}, _unretire),
         ({"visibility": "organisation", "retired": True}, _unretire),
     ],
 )
@@ -245,6 +265,8 @@ def test_what_is_offered_after_a_runs_first_group_is_not_for_that_run(
 ) -> None:
     red, blue, other = member("red"), member("blue"), "Name a river."
     rubric = make(red, other, "Seine")
+    if "shared_with" in before:
+        before = before | {"shared_with": [member(before["shared_with"]).team]}
     if before:
         red("PATCH", f"/v1/rubrics/{rubric}", before)
     mine = make(blue, PROMPT, "leaves")
@@ -326,7 +348,7 @@ def test_an_edited_rubric_has_no_rubricator_and_no_teacher(member: Team) -> None
         assert scored(blue, reuse="frozen", **wanted)["rubric"] is None
         assert scored(red, reuse="frozen", **wanted)["rubric"]["id"] == source["id"]
     for wanted in FILTERS:
-        assert induced(blue, reuse="if_fresh", **wanted)["team"] == "blue"
+        assert induced(blue, reuse="if_fresh", **wanted)["team"] == blue.team
     open_to_all(red, source["id"])
     assert scored(member("green"), reuse="frozen", **FILTERS[0])["rubric"]["id"] == source["id"]
 
@@ -434,7 +456,7 @@ def test_no_team_sets_the_quality_that_another_is_told(
     red, blue, green, prompt = member("red"), member("blue"), member("green"), "Name a colour."
     rubric = make(red, prompt, share=True)
     score(red, rubric, prompt, *[SPREAD] * 4, FLAT)
-    score(green, rubric, prompt, *[texts] * 200)
+    score(green, rubric, prompt, *[texts] * 40)
     assert quality(red, rubric) == 0.8, "its own groups"
     assert quality(blue, rubric) is None, "the day is not over"
     later()
@@ -477,15 +499,16 @@ def test_a_name_that_is_no_teams_is_taken_like_one_that_is(
 ) -> None:
     red = member("red")
     rubric = make(red, PROMPT, "leaves")
-    admin = organisation.key("red", "admin")
+    admin = organisation.key(red.team, "admin")
     call(red.url, "POST", "/v1/teams", admin, {"name": "gone"})
     assert call(red.url, "DELETE", "/v1/teams/gone", admin).status_code == 200
     told = []
-    for name in ("blue", "nobody", "gone"):
+    blue = member("blue")
+    for name in (blue.team, "nobody", "gone"):
         answer = red("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": [name]})
         told.append((answer.status_code, answer.text.replace(name, "…"), set(answer.headers)))
     assert told[0] == told[1] == told[2]
-    assert red("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": ["nobody", "blue"]}).json()[
+    assert red("PATCH", f"/v1/rubrics/{rubric}", {"shared_with": ["nobody", blue.team]}).json()[
         "shared_with"
-    ] == ["blue", "nobody"]
-    assert member("blue").sees(rubric)
+    ] == [blue.team, "nobody"]
+    assert blue.sees(rubric)

@@ -2,7 +2,7 @@
 
 import asyncio
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -30,18 +30,42 @@ UNKNOWN = "unknown"
 PROMPTS = [f"Name colour {i}." for i in range(12)]
 
 
-def score(client: Client, run: str, step: int, prompt: str, *texts: str) -> None:
-    group: dict[str, Any] = {"id": f"{prompt} {step}", "prompt": prompt, "rollouts": list(texts)}
-    if UNKNOWN in texts:
-        first = next(iter(client.rubrics(prompt=prompt)))
-        group["rubric_id"] = client.fork_rubric(first.id, criteria=UNDECIDED).id
-    client.score([group], run={"id": run, "step": step}, reuse="frozen")
+class Trainer(Client):
+    """A client that creates the rubric of a prompt when it first scores it."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__(member.url, member.key)
+        self.rubrics_of: dict[str, str] = {}
+
+    def score_texts(self, run: str, step: int, texts: Mapping[str, Sequence[str]]) -> None:
+        """Score these responses to prompts in a step."""
+        groups = []
+        for prompt, said in texts.items():
+            if prompt not in self.rubrics_of:
+                self.rubrics_of[prompt] = self.create_rubric(prompt, RUBRIC).id
+            group: dict[str, Any] = {"id": f"{prompt} {step}", "prompt": prompt, "rollouts": said}
+            if UNKNOWN in said:
+                first = self.rubrics_of[prompt]
+                group["rubric_id"] = self.fork_rubric(first, criteria=UNDECIDED).id
+            groups.append(group)
+        self.score(groups, run={"id": run, "step": step}, reuse="frozen")
 
 
-def train(client: Client, run: str, texts: Sequence[Sequence[str]], *, first_step: int = 0) -> None:
+def score(client: Trainer, run: str, step: int, prompt: str, *texts: str) -> None:
+    client.score_texts(run, step, {prompt: texts})
+
+
+def train(
+    client: Trainer, run: str, texts: Sequence[Sequence[str]], *, first_step: int = 0
+) -> None:
     """Score a step for each prompt, with these responses."""
     for step, (prompt, said) in enumerate(zip(PROMPTS, texts, strict=False), first_step):
         score(client, run, step, prompt, *said)
+
+
+@pytest.fixture
+def member(fresh_member: Team) -> Team:
+    return fresh_member
 
 
 @pytest.fixture
@@ -50,14 +74,12 @@ def red(member: Team) -> Member:
 
 
 @pytest.fixture
-def client(red: Member) -> Client:
-    made = Client(red.url, red.key)
-    for prompt in PROMPTS:
-        made.create_rubric(prompt, RUBRIC)
-    return made
+def client(red: Member) -> Iterator[Trainer]:
+    with Trainer(red) as made:
+        yield made
 
 
-def test_figures_are_those_of_the_scores(client: Client) -> None:
+def test_figures_are_those_of_the_scores(client: Trainer) -> None:
     train(client, "a", [[BOTH, NONE]] * 12)
     train(client, "b", [[ONE, NONE]] * 11 + [[BOTH, BOTH]])
     found = client.compare_runs(["a", "b"])
@@ -81,7 +103,7 @@ def test_figures_are_those_of_the_scores(client: Client) -> None:
     assert [run.reward_now for run in found.runs] == [alone[x].reward_now for x in ("a", "b")]
 
 
-def test_criteria_stand_side_by_side_with_the_greatest_loss_first(client: Client) -> None:
+def test_criteria_stand_side_by_side_with_the_greatest_loss_first(client: Trainer) -> None:
     train(client, "a", [[BOTH, BOTH]] * 2)
     train(client, "b", [[ONE, BOTH]] * 2)
     found = client.compare_runs(["a", "b"], criteria=1)
@@ -100,7 +122,7 @@ def test_criteria_stand_side_by_side_with_the_greatest_loss_first(client: Client
 
 
 def test_the_last_group_of_a_prompt_counts_and_an_earlier_one_where_it_is_not_known(
-    client: Client,
+    client: Trainer,
 ) -> None:
     score(client, "a", 0, PROMPTS[0], NONE)
     score(client, "a", 7, PROMPTS[0], BOTH)
@@ -121,7 +143,7 @@ def test_the_last_group_of_a_prompt_counts_and_an_earlier_one_where_it_is_not_kn
     assert (difference.difference.low, difference.difference.high) == (None, None)
 
 
-def test_runs_without_known_rewards_or_common_prompts_have_no_difference(client: Client) -> None:
+def test_runs_without_known_rewards_or_common_prompts_have_no_difference(client: Trainer) -> None:
     train(client, "a", [[UNKNOWN]])
     train(client, "b", [[UNKNOWN]])
     score(client, "c", 0, PROMPTS[5], BOTH)
@@ -142,10 +164,11 @@ def test_runs_without_known_rewards_or_common_prompts_have_no_difference(client:
     assert client.compare_runs(["empty", "a"]).prompts_total == 0
 
 
-def test_another_rubric_is_seen(client: Client) -> None:
+def test_another_rubric_is_seen(client: Trainer) -> None:
     score(client, "a", 0, PROMPTS[0], BOTH)
-    first = next(iter(client.rubrics(prompt=PROMPTS[0])))
-    client.fork_rubric(first.id, criteria=[{"text": "Blue.", "points": 1, **_blue()}])
+    client.fork_rubric(
+        client.rubrics_of[PROMPTS[0]], criteria=[{"text": "Blue.", "points": 1, **_blue()}]
+    )
     score(client, "b", 0, PROMPTS[0], BOTH)
     found = client.compare_runs(["a", "b"])
     (difference,) = found.differences
@@ -158,7 +181,7 @@ def _blue() -> dict[str, Any]:
     return {"check": {"kind": "contains", "texts": ["blue"]}}
 
 
-def test_steps_count_from_one_in_every_run(client: Client) -> None:
+def test_steps_count_from_one_in_every_run(client: Trainer) -> None:
     train(client, "from 0", [[BOTH]] * 3)
     train(client, "from 1", [[NONE]] * 2, first_step=1)
     found = client.compare_runs(["from 0", "from 1"])
@@ -172,9 +195,9 @@ def test_steps_count_from_one_in_every_run(client: Client) -> None:
     assert (span.first_step, span.last_step, span.runs[0].rollouts) == (1, 3, 3)
 
 
-def test_prompts_are_read_page_by_page(client: Client) -> None:
-    train(client, "a", [[BOTH]] * 12)
-    train(client, "b", [[NONE]] * 12)
+def test_prompts_are_read_page_by_page(client: Trainer) -> None:
+    client.score_texts("a", 0, dict.fromkeys(PROMPTS, [BOTH]))
+    client.score_texts("b", 0, dict.fromkeys(PROMPTS, [NONE]))
     first = client.compare_runs(["a", "b"], limit=7)
     rest = client.compare_runs(["a", "b"], limit=7, after=first.prompts[-1].prompt_key)
     assert (first.has_more, rest.has_more) == (True, False)
@@ -183,7 +206,7 @@ def test_prompts_are_read_page_by_page(client: Client) -> None:
 
 
 @pytest.mark.parametrize("runs", [[], ["a"], ["a", "a"], list("abcdefg")])
-def test_two_to_six_runs_can_be_compared(client: Client, red: Member, runs: list[str]) -> None:
+def test_two_to_six_runs_can_be_compared(client: Trainer, red: Member, runs: list[str]) -> None:
     if runs:
         with pytest.raises(InvalidRequest) as caught:
             client.compare_runs(runs)
@@ -192,7 +215,7 @@ def test_two_to_six_runs_can_be_compared(client: Client, red: Member, runs: list
     assert (page.status_code, "2 to 6 different runs" in Page(page.text).text) == (400, True)
 
 
-def test_an_unknown_run_and_another_teams_are_not_there(client: Client, member: Team) -> None:
+def test_an_unknown_run_and_another_teams_are_not_there(client: Trainer, member: Team) -> None:
     train(client, "a", [[BOTH]])
     blue, red = member("blue"), member("red")
     theirs = Client(blue.url, blue.key)
@@ -209,7 +232,7 @@ def test_an_unknown_run_and_another_teams_are_not_there(client: Client, member: 
 
 
 @pytest.mark.parametrize("run", ["x,y", "a/b", "a+b&c=d", "läuft/日本", "<img src=x>", "x" * 200])
-def test_a_run_of_any_name_can_be_compared(client: Client, red: Member, run: str) -> None:
+def test_a_run_of_any_name_can_be_compared(client: Trainer, red: Member, run: str) -> None:
     train(client, run, [[BOTH]])
     train(client, "b", [[NONE]])
     assert [each.id for each in client.compare_runs([run, "b"]).runs] == [run, "b"]
@@ -217,14 +240,14 @@ def test_a_run_of_any_name_can_be_compared(client: Client, red: Member, run: str
     assert (page.status_code, run in Page(page.text).text) == (200, True)
 
 
-def test_commas_divide_runs_too(client: Client, red: Member) -> None:
+def test_commas_divide_runs_too(client: Trainer, red: Member) -> None:
     train(client, "x,y", [[BOTH]])
     train(client, "b", [[NONE]])
     answer = httpx.get(f"{red.url}/v1/runs:compare?runs=x%2Cy,b", **_as(red))
     assert [run["id"] for run in answer.json()["runs"]] == ["x,y", "b"]
 
 
-def test_the_page_shows_what_the_api_answers(client: Client, red: Member) -> None:
+def test_the_page_shows_what_the_api_answers(client: Trainer, red: Member) -> None:
     train(client, "a", [[BOTH, NONE]] * 12)
     train(client, "b", [[ONE, NONE]] * 11 + [[UNKNOWN, UNKNOWN]])
     train(client, "c", [[BOTH, BOTH, BOTH]] * 3, first_step=1)
@@ -237,12 +260,14 @@ def test_the_page_shows_what_the_api_answers(client: Client, red: Member) -> Non
     assert httpx.get(answer.url.join(links[0]), **_as(red)).status_code == 200
 
 
-def test_pruned_groups_are_in_the_curves_and_in_no_pair(client: Client, database_url: str) -> None:
+def test_pruned_groups_are_in_the_curves_and_in_no_pair(
+    client: Trainer, shared_database_url: str
+) -> None:
     train(client, "a", [[BOTH]] * 3)
     train(client, "b", [[NONE]] * 3)
 
     async def prune() -> None:
-        store = Store(Settings(_env_file=None, database_url=database_url).sqlalchemy_url)
+        store = Store(Settings(_env_file=None, database_url=shared_database_url).sqlalchemy_url)
         async for _ in Pruner(store.database, now() + timedelta(minutes=1), dry=False).run():
             pass
         await store.close()
@@ -254,7 +279,7 @@ def test_pruned_groups_are_in_the_curves_and_in_no_pair(client: Client, database
     assert found.criteria_total == 2
 
 
-def test_the_asynchronous_client_compares_too(client: Client, red: Member) -> None:
+def test_the_asynchronous_client_compares_too(client: Trainer, red: Member) -> None:
     train(client, "a", [[BOTH]])
     train(client, "b", [[NONE]])
 

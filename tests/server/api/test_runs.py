@@ -73,6 +73,11 @@ def get(team: Member, path: str) -> Any:
 
 
 @pytest.fixture
+def member(fresh_member: Team) -> Team:
+    return fresh_member
+
+
+@pytest.fixture
 def client(member: Team) -> Client:
     red = member("red")
     return Client(red.url, red.key)

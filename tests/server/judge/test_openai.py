@@ -1,5 +1,6 @@
 """Test what is sent to a judge, learnt from its refusals, and counted, over real HTTP."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from fakes.judge import (
 from fakes.processes import with_enough_time
 from markscheme import Client
 from markscheme.errors import MarkschemeError, StatusError
+from server.organisation import Keys
 
 PROMPT = "Which colour is the sky, and why?"
 NO_TEMPERATURE = {
@@ -305,32 +307,39 @@ POISON = {
 }
 
 
+@pytest.fixture(scope="module")
+def shared_judge() -> Iterator[ScriptedJudge]:
+    made = ScriptedJudge()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def url_of(shared_start: Serve, shared_judge: ScriptedJudge) -> Callable[[bool], str]:
+    """Return a function that starts a service with or without evidence, once each."""
+    return functools.cache(
+        lambda evidence: shared_start(judge_evidence=evidence, **shared_judge.settings)
+    )
+
+
 @pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
 @pytest.mark.parametrize("poison", POISON)
 def test_one_poisonous_reply_takes_no_neighbour_along(
     poison: str,
     accept: str,
-    serve: Serve,
-    model_settings: dict[str, Any],
-    judge: ScriptedJudge,
-    database_url: str,
+    url_of: Callable[[bool], str],
+    shared_judge: ScriptedJudge,
+    shared_keys: Keys,
 ) -> None:
+    judge, with_evidence = shared_judge, poison.endswith("evidence")
+    said = '"evidence": "Blue", "met"' if with_evidence else '"met"'
     judge.script = lambda request, number: (
-        POISON[poison] if "cursed" in text_of(request) else verdicts(request)
+        POISON[poison] if "cursed" in text_of(request) else verdicts(request).replace('"met"', said)
     )
-    url = serve(
-        **(
-            model_settings
-            | {"database_url": database_url, "judge_evidence": poison.endswith("evidence")}
-        )
-    )
-    judge_evidence = '"evidence": "Blue", "met"' if poison.endswith("evidence") else '"met"'
-    judge.script = lambda request, number: (
-        POISON[poison]
-        if "cursed" in text_of(request)
-        else verdicts(request).replace('"met"', judge_evidence)
-    )
-    with Client(url) as client:
+    team = f"{poison} {accept}".translate({ord(c): "-" for c in " /"})
+    shared_keys.team(team)
+    key = shared_keys.key(team, "read", "score", "induce")
+    with Client(url_of(with_evidence), key) as client:
         groups = [
             asked(client, "Blue sky.", "Blue sea.") | {"id": "a"},
             asked(client, "Blue moon.", "cursed") | {"id": "b"},
@@ -339,7 +348,7 @@ def test_one_poisonous_reply_takes_no_neighbour_along(
             f"{client.base_url}/v1/scores",
             timeout=60,
             json={"groups": groups},
-            headers={"accept": accept},
+            headers={"accept": accept, "authorization": f"Bearer {key}"},
         )
         assert answer.status_code == 200
         lines = [json.loads(line) for line in answer.text.split("\n") if line]

@@ -15,7 +15,7 @@ from markscheme_server.domain.rubric import Criterion
 from markscheme_server.domain.run_columns import Counts
 from markscheme_server.judge import prompts
 from markscheme_server.judge.base import FAULTS, EarlierCriterion, InductionTask
-from server.deployment import Deployment
+from server.organisation import Keys
 
 PROMPT = "Name a colour."
 SENTENCE, REASON = "The response is one sentence.", "The response gives a reason."
@@ -87,14 +87,32 @@ def marked(request: dict[str, Any], new: Any, healthy: bool = False) -> str:
 Begin = Callable[..., Trainer]
 
 
+@pytest.fixture(scope="module")
+def judge() -> Iterator[ScriptedJudge]:
+    made = ScriptedJudge()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def url(shared_start: Callable[..., str], judge: ScriptedJudge) -> str:
+    """Start a service; no other rule replaces a rubric."""
+    return shared_start(reuse_max_uses=1000, **judge.settings)
+
+
 @pytest.fixture
-def begin(deployment: Deployment, judge: ScriptedJudge) -> Iterator[Begin]:
-    """Return a function that starts a service and a trainer; no other rule replaces a rubric."""
+def begin(
+    url: str, shared_keys: Keys, judge: ScriptedJudge, request: pytest.FixtureRequest
+) -> Iterator[Begin]:
+    """Return a function that starts a trainer of a team of this test's own."""
     with ExitStack() as stack:
 
         def start(new: Any, *, healthy: bool = False) -> Trainer:
+            judge.requests.clear()
             judge.script = lambda request, _number: marked(request, new, healthy)
-            made = Trainer(deployment.start(reuse_max_uses=1000), deployment.team("red"), judge)
+            team = request.function.__name__[:60]
+            shared_keys.team(team)
+            made = Trainer(url, shared_keys.key(team, "read", "score", "induce"), judge)
             stack.enter_context(made.http)
             return made
 

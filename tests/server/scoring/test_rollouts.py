@@ -275,10 +275,8 @@ def test_what_is_not_known_is_null_for_all_who_wait_and_asked_again_for_who_come
         {"more": 1},
     ],
 )
-def test_a_group_that_cannot_be_is_refused(
-    wrong: dict[str, Any], model_settings: dict[str, Any], serve: Callable[..., str]
-) -> None:
-    post = arriving(serve(**model_settings), 0)
+def test_a_group_that_cannot_be_is_refused(wrong: dict[str, Any], shared_service: str) -> None:
+    post = arriving(shared_service, 0)
     answer = send(Post(post.url, post.body | {"group": post.body["group"] | wrong}))
     assert answer.status_code == 422
     assert answer.json()["error"]["param"].startswith("group.")
