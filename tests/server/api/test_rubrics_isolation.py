@@ -61,7 +61,6 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
             super().__init__()
             self.prompt = f"Name a colour, for the {next(PROMPTS)}th time."
             self.known: dict[str, Known] = {}
-            self.only_read = False
 
         def keep(self, answer: httpx.Response, team: str, word: str) -> Any:
             """Note a rubric that was made; marks that the team's newest has already make none."""
@@ -136,7 +135,6 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
 
         @rule(name=rubrics, team=teams)
         def history(self, name: str, team: str) -> None:
-            self.only_read = True
             answer = clients[team].get(f"/v1/rubrics/{name}/lineage")
             if not self.known[name].seen_by(team):
                 assert answer.status_code == 404
@@ -147,10 +145,6 @@ def machine(url: str, keys: dict[str, str]) -> type[RuleBasedStateMachine]:
 
         @invariant()
         def each_team_sees_what_it_may_and_gets_the_nearest(self) -> None:
-            """After each change, made or refused; what a read might change is seen after these."""
-            if self.only_read:
-                self.only_read = False
-                return
             for team in TEAMS:
                 listed = (
                     clients[team]
