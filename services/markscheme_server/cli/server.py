@@ -110,11 +110,15 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to serve."""
-        await super().startup(sockets)
-        tune_garbage_collector()
-        sys.setswitchinterval(SWITCH_S)
-        self.ready()
+        """Start to serve; if that fails, close what was opened, which uvicorn does not."""
+        try:
+            await super().startup(sockets)
+            tune_garbage_collector()
+            sys.setswitchinterval(SWITCH_S)
+            self.ready()
+        except Exception:
+            await (self.shutdown(sockets) if self.started else self.lifespan.shutdown())
+            raise
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,9 +1,11 @@
 """How the supervisor starts and stops workers, and how a worker ends; the workers are small."""
 
+import asyncio
 import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from structlog.testing import capture_logs
 from markscheme_server.cli import server as module
 from markscheme_server.cli.server import Server, StartFailed, Supervisor
 from markscheme_server.config import Settings
+from markscheme_server.store.store import Store
 from server.cli import small_workers
 
 
@@ -92,13 +95,43 @@ def test_a_worker_that_cannot_be_built_logs_why_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "0")
     settings = Settings(_env_file=None, home=tmp_path)
     arguments: Any = (settings, "info", None, None, SimpleNamespace(value=-math.inf))
     with capture_logs() as logged, pytest.raises(SystemExit) as ended:
         module._run_worker(*arguments)
     assert ended.value.code == 1
     assert [line["event"] for line in logged] == ["worker_failed"]
+    assert list(tmp_path.iterdir()) == []  # it did not get as far as its database
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_server_that_does_not_come_to_serve_closes_what_it_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    close, closed = Store.close, []
+
+    async def record(store: Store) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        # Not while it is cancelled: what the database's threads do then may outlast the event loop.
+        closed.append(task.cancelling())
+        await close(store)
+
+    def fail() -> None:
+        raise BrokenPipeError("nobody reads what it announces")
+
+    monkeypatch.setattr(Store, "close", record)
+    monkeypatch.setattr(module, "tune_garbage_collector", lambda: None)
+    monkeypatch.setattr(module, "SWITCH_S", sys.getswitchinterval())
+    server = Server(Settings(_env_file=None, home=tmp_path), ready=fail)
+    with module.listen("127.0.0.1", 0) as listener:
+        if not listens:
+            listener.close()
+        with pytest.raises(OSError, match="nobody reads" if listens else "Bad file descriptor"):
+            server.run(sockets=[listener])
+        assert listener.fileno() == -1
+    assert closed == [0]
 
 
 def test_a_shutdown_that_hangs_is_cut_short_says_so_and_is_no_failure(
