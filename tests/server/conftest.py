@@ -37,18 +37,25 @@ def new_postgres(postgres: PostgresServer) -> Iterator[MigratedDatabases]:
     databases.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(
-    request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path
+def make_database(
+    request: pytest.FixtureRequest, folder: Path, migrated_sqlite: Path
 ) -> Iterator[str]:
-    """Create a database of each kind without rows; return its URL as an operator writes it."""
+    """Create a database of the requested kind without rows; yield its URL; take it back."""
     if request.param == "sqlite":
-        yield f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'm.db')}"
+        yield f"sqlite:///{shutil.copy(migrated_sqlite, folder / 'm.db')}"
         return
     databases: MigratedDatabases = request.getfixturevalue("new_postgres")
     url = databases()
     yield url
     databases.give_back(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite: Path
+) -> Iterator[str]:
+    """Create a database of each kind without rows; return its URL as an operator writes it."""
+    yield from make_database(request, tmp_path, migrated_sqlite)
 
 
 @pytest.fixture
@@ -99,14 +106,7 @@ def shared_database_url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path
 ) -> Iterator[str]:
     """Create a database of each kind for the tests of a module; return its URL."""
-    if request.param == "sqlite":
-        path = tmp_path_factory.mktemp("shared") / "m.db"
-        yield f"sqlite:///{shutil.copy(migrated_sqlite, path)}"
-        return
-    databases: MigratedDatabases = request.getfixturevalue("new_postgres")
-    url = databases()
-    yield url
-    databases.give_back(url)
+    yield from make_database(request, tmp_path_factory.mktemp("shared"), migrated_sqlite)
 
 
 @pytest.fixture(scope="module")

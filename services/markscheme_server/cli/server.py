@@ -110,7 +110,7 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to serve; if that fails, close what was opened, which uvicorn does not."""
+        """Start to serve. If that fails, close what was opened: uvicorn would leave it open."""
         try:
             await super().startup(sockets)
             tune_garbage_collector()
